@@ -1,0 +1,1 @@
+"""Carries messages between server and workers: RabbitMQ, or in process. One contract."""

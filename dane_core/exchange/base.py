@@ -1,0 +1,107 @@
+"""The contract of an exchange. `amqp` and `memory` keep it alike; tests/contracts says how."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from dane_core.message import Envelope
+
+
+class Fate(Enum):
+    """What became of a message that was given to an exchange."""
+
+    ROUTED = auto()  # confirmed: at least one queue has it
+    UNROUTABLE = auto()  # confirmed: no queue is bound to its routing key
+    UNKNOWN = auto()  # no word in time, or refused: it may or may not have arrived
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """A queue at this moment: messages waiting in it, and its consumers."""
+
+    waiting: int
+    consumers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A message in the hands of one consumer, until settled.
+
+    `tag` counts the deliveries of its subscription, from 1. `redelivered` means that some
+    consumer may have seen this message before; false means nothing.
+    """
+
+    envelope: Envelope
+    tag: int
+    redelivered: bool
+
+
+class Subscription(Protocol):
+    """A consumer of one queue. It holds at most `prefetch` unsettled deliveries.
+
+    It outlives a lost connection: it consumes again by itself once the exchange is back, and
+    deliveries taken before are then in other hands; settling them does nothing.
+    """
+
+    async def take(self, limit: int) -> Sequence[Delivery]:
+        """Wait for at least one delivery; return what has arrived, `limit` at most, in order."""
+
+    async def ack(self, delivery: Delivery) -> None:
+        """This message is dealt with."""
+
+    async def ack_through(self, delivery: Delivery) -> None:
+        """This message and every earlier unsettled one of the subscription are dealt with."""
+
+    async def nack(self, delivery: Delivery) -> None:
+        """Not dealt with: back to the queue, for anyone."""
+
+
+class Exchange(Protocol):
+    """A topic exchange for tasks, named queues, and a fanout for control.
+
+    Every verb raises `ExchangeUnreachable` when there is no connection; `publish` and `send`
+    report `Fate.UNKNOWN` instead, message by message, so that no outcome is ever lost.
+    """
+
+    async def publish(self, messages: Sequence[tuple[str, Envelope]]) -> Sequence[Fate]:
+        """Send tasks, each to the queues bound to its routing key; outcomes in the same order.
+
+        Messages are persistent, mandatory and confirmed, and go out in one window.
+        """
+
+    async def send(self, queue: str, envelopes: Sequence[Envelope]) -> Sequence[Fate]:
+        """Send to one queue by its name, persistent, mandatory and confirmed."""
+
+    async def broadcast(self, envelope: Envelope) -> None:
+        """Say something to every worker that listens now. Nothing is kept for later."""
+
+    async def declare_queue(self, queue: str, bindings: Sequence[str] = ()) -> None:
+        """Make a durable priority queue if it is missing, and bind it to the task exchange.
+
+        Bindings are added to those it has. Made again by itself after a broker was wiped.
+        Raises: QueueMismatch, when it exists with other arguments.
+        """
+
+    def consume(self, queue: str, *, prefetch: int) -> AbstractAsyncContextManager[Subscription]:
+        """Consume a declared queue; on leaving, unsettled deliveries go back to it."""
+
+    def listen(self, inbox: str) -> AbstractAsyncContextManager[Subscription]:
+        """Make an exclusive queue `inbox` that gets every broadcast and what is sent to it.
+
+        It and its messages are gone when the listener leaves.
+        """
+
+    async def depth(self, queue: str) -> Depth | None:
+        """How full a queue is; None when there is no such queue."""
+
+    async def delete_queue(self, queue: str) -> None:
+        """Remove a queue and what is in it, for good. Absent is fine."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the exchange can be used now."""
+
+    def reconnections(self) -> AsyncIterator[None]:
+        """Yields each time the connection has come back and everything is declared again."""

@@ -1,0 +1,554 @@
+"""The wire: what the server and the workers say to each other.
+
+An `Envelope` is what an exchange carries: bytes, an address and a few properties. The other
+classes are what is inside; each knows how to `seal` itself into an envelope, and `open_report`
+and friends turn an envelope back, or raise `BadMessage`. Bodies are JSON objects with `"v": 1`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import orjson
+
+from dane_core.errors import BadMessage
+from dane_core.job import JobId, TaskId
+from dane_core.routing import routing_key
+
+T = TypeVar("T")
+
+VERSION: Final = 1
+
+#: An answer's response travels in its message up to this size, in bytes.
+INLINE_LIMIT: Final = 256 * 1024
+#: Messages of people and exceptions are cut at this many characters.
+TEXT_LIMIT: Final = 8 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """A message as an exchange carries it.
+
+    `headers` hold integers and strings only. Each publish gives the message a fresh id of
+    its own, so an envelope may be sent again as it is.
+    """
+
+    type: str
+    body: bytes
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    priority: int = 0
+    headers: Mapping[str, int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """What a task message entitles its bearer to: one attempt at one task.
+
+    `dispatch` counts the sendings of an attempt. `token` is the server's signature over task
+    and attempt, so nobody can answer a task that they were not given.
+    """
+
+    task_id: TaskId
+    attempt: int
+    dispatch: int
+    token: str
+
+    @property
+    def headers(self) -> dict[str, int | str]:
+        return {"attempt": self.attempt, "dispatch": self.dispatch, "token": self.token}
+
+
+# --- to the workers -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskMessage:
+    """A task to do: DESIGN 5's `job`, `task` and `response`."""
+
+    ticket: Ticket
+    job_id: JobId
+    source_url: str
+    source_id: str
+    type: str | None
+    priority: int
+    metadata: Mapping[str, Any]
+    key: str
+    name: str | None
+    args: Mapping[str, Any]
+    timeout: float | None
+    response: Mapping[str, Any]
+    partial: bool = False  # some earlier answers were too large to come along
+    sent_at: float = 0.0  # seconds since the epoch, the server's clock
+
+    @property
+    def routing_key(self) -> str:
+        return routing_key(self.type, self.key)
+
+    def seal(self, reply_to: str) -> Envelope:
+        body = {
+            "v": VERSION,
+            "job": {
+                "job_id": self.job_id,
+                "source_url": self.source_url,
+                "source_id": self.source_id,
+                "type": self.type,
+                "priority": self.priority,
+                "metadata": self.metadata,
+            },
+            "task": {
+                "task_id": self.ticket.task_id,
+                "task_key": self.key,
+                "name": self.name,
+                "args": self.args,
+                "attempt": self.ticket.attempt,
+                "timeout": self.timeout,
+            },
+            "response": self.response,
+            "partial": self.partial,
+            "sent_at": self.sent_at,
+        }
+        return Envelope(
+            type="task",
+            body=orjson.dumps(body),
+            correlation_id=str(self.ticket.task_id),
+            reply_to=reply_to,
+            priority=self.priority,
+            headers=self.ticket.headers,
+        )
+
+
+def open_task(envelope: Envelope) -> TaskMessage:
+    """Read a task message. Raises: BadMessage."""
+    body = _body(envelope)
+    job, task = _get(body, "job", dict), _get(body, "task", dict)
+    return TaskMessage(
+        ticket=_ticket(envelope),
+        job_id=JobId(_get(job, "job_id", int)),
+        source_url=_get(job, "source_url", str),
+        source_id=_get(job, "source_id", str),
+        type=_maybe(job, "type", str),
+        priority=_get(job, "priority", int),
+        metadata=_get(job, "metadata", dict),
+        key=_get(task, "task_key", str),
+        name=_maybe(task, "name", str),
+        args=_get(task, "args", dict),
+        timeout=_number(task, "timeout"),
+        response=_get(body, "response", dict),
+        partial=_maybe(body, "partial", bool) or False,
+        sent_at=_number(body, "sent_at") or 0.0,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """A word to all workers (fanout). It never carries truth, only the hint to look again.
+
+    `act` is one of
+    `cancel`   stop running attempts of this job or task; ask before starting others of it
+    `recall`   tasks of this job or key were taken back: ask before starting them
+    `pause`    take no more tasks of this key · `resume`  take them again
+    `drain`    finish what runs and stop (only the worker named)
+    `roll`     say hello again: a server has just started
+    """
+
+    act: str
+    job_id: JobId | None = None
+    task_id: TaskId | None = None
+    attempt: int | None = None  # with task_id: only this attempt; None is any
+    key: str | None = None
+    worker: str | None = None
+
+    def seal(self) -> Envelope:
+        return Envelope(
+            type="control",
+            body=_dumps(
+                act=self.act,
+                job_id=self.job_id,
+                task_id=self.task_id,
+                attempt=self.attempt,
+                key=self.key,
+                worker=self.worker,
+            ),
+        )
+
+
+def open_control(envelope: Envelope) -> Control:
+    """Read a control message. Raises: BadMessage."""
+    body = _body(envelope)
+    job_id, task_id = _maybe(body, "job_id", int), _maybe(body, "task_id", int)
+    return Control(
+        act=_get(body, "act", str),
+        job_id=None if job_id is None else JobId(job_id),
+        task_id=None if task_id is None else TaskId(task_id),
+        attempt=_maybe(body, "attempt", int),
+        key=_maybe(body, "key", str),
+        worker=_maybe(body, "worker", str),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The answer to `Ask`, sent to the worker's inbox: run this ticket, or drop it."""
+
+    ticket: Ticket
+    run: bool
+    reason: str = ""
+
+    def seal(self) -> Envelope:
+        return Envelope(
+            type="verdict",
+            body=_dumps(run=self.run, reason=self.reason),
+            correlation_id=str(self.ticket.task_id),
+            headers=self.ticket.headers,
+        )
+
+
+def open_verdict(envelope: Envelope) -> Verdict:
+    """Read a verdict. Raises: BadMessage."""
+    body = _body(envelope)
+    return Verdict(
+        ticket=_ticket(envelope), run=_get(body, "run", bool), reason=_get(body, "reason", str)
+    )
+
+
+# --- from the workers, all on the response queue ----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How an attempt ended. `state` is a number of `states.ANSWERS`; times in seconds.
+
+    `runtime` is measured on the worker's monotonic clock; clocks are never compared.
+    """
+
+    ticket: Ticket
+    state: int
+    message: str
+    response: Mapping[str, Any]
+    worker: str | None = None
+    runtime: float | None = None
+    started_at: str | None = None  # the worker's clock, ISO 8601 UTC, for people
+
+    def seal(self) -> Envelope:
+        return _report(
+            "answer",
+            self.ticket,
+            _dumps(
+                state=self.state,
+                message=self.message,
+                response=self.response,
+                worker=self.worker,
+                runtime=self.runtime,
+                started_at=self.started_at,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A worker has begun; sent once an attempt has run for a second. `runtime` so far."""
+
+    ticket: Ticket
+    worker: str
+    runtime: float
+
+    def seal(self) -> Envelope:
+        return _report("started", self.ticket, _dumps(worker=self.worker, runtime=self.runtime))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far an attempt is: `fraction` from 0 to 1, and a word about it."""
+
+    ticket: Ticket
+    fraction: float
+    message: str = ""
+
+    def seal(self) -> Envelope:
+        return _report(
+            "progress", self.ticket, _dumps(fraction=self.fraction, message=self.message)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """A worker hands an attempt back undone (drain, refusal): to be sent again, none spent."""
+
+    ticket: Ticket
+    worker: str
+    delay: float = 0.0  # seconds
+    reason: str = ""
+
+    def seal(self) -> Envelope:
+        return _report(
+            "released",
+            self.ticket,
+            _dumps(worker=self.worker, delay=self.delay, reason=self.reason),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """May I still run this ticket? Answered with a `Verdict` to `reply_to`."""
+
+    ticket: Ticket
+    worker: str
+    reply_to: str
+
+    def seal(self) -> Envelope:
+        return Envelope(
+            type="ask",
+            body=_dumps(worker=self.worker),
+            correlation_id=str(self.ticket.task_id),
+            reply_to=self.reply_to,
+            headers=self.ticket.headers,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What a worker can do with one task key."""
+
+    key: str
+    types: tuple[str, ...] = ()  # empty: every type
+    description: str = ""
+    args_schema: Mapping[str, Any] | None = None  # JSON Schema of `args`
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """A worker is here and its queues are bound. Sent at start, then every 15 s."""
+
+    worker: str
+    host: str
+    pid: int
+    slots: int
+    inbox: str
+    offers: tuple[Offer, ...]
+    running: tuple[Ticket, ...] = ()
+    fresh: bool = False  # the first hello after (re)binding its queues
+
+    def seal(self) -> Envelope:
+        return Envelope(
+            type="hello",
+            reply_to=self.inbox,
+            body=_dumps(
+                worker=self.worker,
+                host=self.host,
+                pid=self.pid,
+                slots=self.slots,
+                fresh=self.fresh,
+                offers=[
+                    {
+                        "key": offer.key,
+                        "types": offer.types,
+                        "description": offer.description,
+                        "args_schema": offer.args_schema,
+                        "version": offer.version,
+                    }
+                    for offer in self.offers
+                ],
+                running=[
+                    {
+                        "task_id": ticket.task_id,
+                        "attempt": ticket.attempt,
+                        "dispatch": ticket.dispatch,
+                        "token": ticket.token,
+                    }
+                    for ticket in self.running
+                ],
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goodbye:
+    """A worker leaves of its own will."""
+
+    worker: str
+
+    def seal(self) -> Envelope:
+        return Envelope(type="goodbye", body=_dumps(worker=self.worker))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nudge:
+    """An API process has written something: runners, look at the store."""
+
+    def seal(self) -> Envelope:
+        return Envelope(type="nudge", body=_dumps())
+
+
+Report = Answer | Started | Progress | Released | Ask | Hello | Goodbye | Nudge
+
+
+def open_report(envelope: Envelope) -> Report:
+    """Read what a worker or an API process says. Raises: BadMessage."""
+    try:
+        read = _READERS[envelope.type]
+    except KeyError:
+        raise BadMessage(f"unknown message type {envelope.type!r}") from None
+    return read(envelope, _body(envelope))
+
+
+def _answer(envelope: Envelope, body: dict[str, Any]) -> Answer:
+    return Answer(
+        ticket=_ticket(envelope),
+        state=_get(body, "state", int),
+        message=_get(body, "message", str)[:TEXT_LIMIT],
+        response=_get(body, "response", dict),
+        worker=_maybe(body, "worker", str),
+        runtime=_number(body, "runtime"),
+        started_at=_maybe(body, "started_at", str),
+    )
+
+
+def _started(envelope: Envelope, body: dict[str, Any]) -> Started:
+    return Started(
+        ticket=_ticket(envelope),
+        worker=_get(body, "worker", str),
+        runtime=_number(body, "runtime") or 0.0,
+    )
+
+
+def _progress(envelope: Envelope, body: dict[str, Any]) -> Progress:
+    fraction = _number(body, "fraction")
+    if fraction is None or not 0 <= fraction <= 1:
+        raise BadMessage("fraction: expected a number from 0 to 1")
+    return Progress(
+        ticket=_ticket(envelope),
+        fraction=fraction,
+        message=_get(body, "message", str)[:TEXT_LIMIT],
+    )
+
+
+def _released(envelope: Envelope, body: dict[str, Any]) -> Released:
+    return Released(
+        ticket=_ticket(envelope),
+        worker=_get(body, "worker", str),
+        delay=min(max(_number(body, "delay") or 0.0, 0.0), 86_400.0),
+        reason=_get(body, "reason", str)[:TEXT_LIMIT],
+    )
+
+
+def _ask(envelope: Envelope, body: dict[str, Any]) -> Ask:
+    if envelope.reply_to is None:
+        raise BadMessage("an ask without reply_to")
+    return Ask(
+        ticket=_ticket(envelope), worker=_get(body, "worker", str), reply_to=envelope.reply_to
+    )
+
+
+def _hello(envelope: Envelope, body: dict[str, Any]) -> Hello:
+    return Hello(
+        worker=_get(body, "worker", str),
+        host=_get(body, "host", str),
+        pid=_get(body, "pid", int),
+        slots=_get(body, "slots", int),
+        inbox=envelope.reply_to or "",
+        offers=tuple(_offer(offer) for offer in _get(body, "offers", list)),
+        running=tuple(_running(ticket) for ticket in _get(body, "running", list)),
+        fresh=_get(body, "fresh", bool),
+    )
+
+
+def _offer(item: object) -> Offer:
+    body = _object(item, "offers")
+    types = _get(body, "types", list)
+    if not all(isinstance(media_type, str) for media_type in types):
+        raise BadMessage("offers.types: expected strings")
+    return Offer(
+        key=_get(body, "key", str),
+        types=tuple(types),
+        description=_get(body, "description", str),
+        args_schema=_maybe(body, "args_schema", dict),
+        version=_get(body, "version", str),
+    )
+
+
+def _running(item: object) -> Ticket:
+    body = _object(item, "running")
+    return Ticket(
+        task_id=TaskId(_get(body, "task_id", int)),
+        attempt=_get(body, "attempt", int),
+        dispatch=_get(body, "dispatch", int),
+        token=_get(body, "token", str),
+    )
+
+
+_READERS: Final[Mapping[str, Callable[[Envelope, dict[str, Any]], Report]]] = {
+    "answer": _answer,
+    "started": _started,
+    "progress": _progress,
+    "released": _released,
+    "ask": _ask,
+    "hello": _hello,
+    "goodbye": lambda _, body: Goodbye(worker=_get(body, "worker", str)),
+    "nudge": lambda *_: Nudge(),
+}
+
+
+# --- reading with care --------------------------------------------------------------------------
+
+
+def _report(kind: str, ticket: Ticket, body: bytes) -> Envelope:
+    return Envelope(
+        type=kind, body=body, correlation_id=str(ticket.task_id), headers=ticket.headers
+    )
+
+
+def _dumps(**members: Any) -> bytes:
+    return orjson.dumps({"v": VERSION, **members})
+
+
+def _body(envelope: Envelope) -> dict[str, Any]:
+    try:
+        body = orjson.loads(envelope.body)
+    except orjson.JSONDecodeError as fault:
+        raise BadMessage(f"{envelope.type}: not JSON: {fault}") from None
+    body = _object(body, envelope.type)
+    if body.get("v") != VERSION:
+        raise BadMessage(f"{envelope.type}: version {body.get('v')!r}, expected {VERSION}")
+    return body
+
+
+def _ticket(envelope: Envelope) -> Ticket:
+    headers = envelope.headers
+    try:
+        task_id = int(envelope.correlation_id or "")
+    except ValueError:
+        raise BadMessage(f"correlation_id {envelope.correlation_id!r} is not a task id") from None
+    return Ticket(
+        task_id=TaskId(task_id),
+        attempt=_get(headers, "attempt", int),
+        dispatch=_get(headers, "dispatch", int),
+        token=_get(headers, "token", str),
+    )
+
+
+def _object(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadMessage(f"{where}: expected an object")
+    return value
+
+
+def _get(body: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    value = body.get(name)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise BadMessage(f"{name}: expected {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _maybe(body: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
+    return None if body.get(name) is None else _get(body, name, kind)
+
+
+def _number(body: Mapping[str, Any], name: str) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadMessage(f"{name}: expected a number, not {type(value).__name__}")
+    return float(value)

@@ -1,0 +1,1 @@
+"""What a worker author subclasses, and what serves it."""

@@ -1,0 +1,1 @@
+"""The DANE server: stores jobs, sends their tasks, records what comes back."""

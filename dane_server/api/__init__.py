@@ -1,0 +1,1 @@
+"""HTTP: translates between JSON and the runner and reader, and nothing more."""

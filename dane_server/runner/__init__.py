@@ -1,0 +1,1 @@
+"""Moves jobs: submit, dispatch, record, sweep, operate."""

@@ -1,0 +1,1 @@
+"""The store: the only truth. SQLAlchemy lives here and nowhere else."""

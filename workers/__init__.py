@@ -1,0 +1,1 @@
+"""Workers that come with DANE: one file, one worker."""
