@@ -1,0 +1,127 @@
+"""The configuration as the server sees it: everything."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from pydantic import Field, SecretStr
+
+from dane_core.settings import Section, Settings, bracketed
+from dane_core.settings.values import (
+    Count,
+    Flag,
+    Folder,
+    Name,
+    Port,
+    Seconds,
+    Secret,
+    Size,
+    StoreUrl,
+)
+
+_DRIVERS: Final = {
+    "mysql": "mysql+asyncmy",
+    "mariadb": "mysql+asyncmy",
+    "mariadb+asyncmy": "mysql+asyncmy",
+    "sqlite": "sqlite+aiosqlite",
+}
+
+
+class MariaSection(Section):
+    """The database, by its parts."""
+
+    USER: Name = "dane"
+    PASSWORD: Secret = SecretStr("")
+    HOST: Name = "localhost"
+    PORT: Port = 3306
+    DATABASE: Name = "dane"
+
+    @property
+    def url(self) -> str:
+        password = quote(self.PASSWORD.get_secret_value(), safe="")
+        return (
+            f"mysql+asyncmy://{quote(self.USER, safe='')}{':' if password else ''}{password}"
+            f"@{bracketed(self.HOST)}:{self.PORT}/{quote(self.DATABASE, safe='')}"
+        )
+
+
+class StoreSection(Section):
+    """The database, by its address."""
+
+    URL: StoreUrl = Field(default=None, repr=False)
+
+
+def _inside(folder: str) -> Callable[[dict[str, Any]], Path]:
+    # When DATA_FOLDER is at fault it is missing here, and that fault is told already.
+    return lambda data: data.get("DATA_FOLDER", Path()) / folder
+
+
+class FolderSection(Section):
+    """Where the server keeps files, and the folders it gives to tasks."""
+
+    DATA_FOLDER: Folder = Field(default=Path("dane-data"), validate_default=True)
+    TEMP_FOLDER: Folder = Field(default_factory=_inside("TEMP"))
+    OUT_FOLDER: Folder = Field(default_factory=_inside("OUT"))
+
+
+class LimitSection(Section):
+    """The largest job specification that is accepted; sizes in bytes, texts in characters."""
+
+    TASKS: Count = 100_000
+    DEPTH: Count = 64
+    BODY: Size = 32 * 1024 * 1024
+    ARGS: Size = 65_536
+    METADATA: Size = 65_536
+    URL: Count = 4096
+    SOURCE_ID: Count = 255
+    KEY: Count = 100
+    NAME: Count = 100
+    TYPE: Count = 32
+
+
+class CompatSection(Section):
+    """What DANE 0.1 did and old scripts may rely on."""
+
+    GET_ACTIONS: Flag = False
+    EXACT_SHAPE: Flag = False
+
+
+class RunnerSection(Section):
+    """How tasks are sent and looked after."""
+
+    WINDOW: Count = 1000
+    BATCH: Count = 500
+    SWEEP: Seconds = timedelta(seconds=5)
+    LEASE: Seconds = timedelta(seconds=15)
+
+
+class ApiSection(Section):
+    """How much one request may ask for."""
+
+    BODY: Size = 1024 * 1024
+    BATCH_BODY: Size = 1024 * 1024 * 1024
+    PAGE: Count = 500
+
+
+class ServerSettings(Settings):
+    """The merged configuration, with the sections that only the server reads."""
+
+    MARIADB: MariaSection = MariaSection()
+    STORE: StoreSection = StoreSection()
+    DANE_SERVER: FolderSection = Field(default_factory=FolderSection)
+    LIMITS: LimitSection = LimitSection()
+    COMPAT: CompatSection = CompatSection()
+    RUNNER: RunnerSection = RunnerSection()
+    API: ApiSection = ApiSection()
+
+    @property
+    def store_url(self) -> str:
+        """Where jobs are kept, with our driver: a SQLite file when no database was named."""
+        if self.STORE.URL is not None:
+            scheme, _, rest = self.STORE.URL.partition(":")
+            return f"{_DRIVERS.get(scheme, scheme)}:{rest}"
+        if self.MARIADB.given:
+            return self.MARIADB.url
+        return f"sqlite+aiosqlite:///{self.DANE_SERVER.DATA_FOLDER / 'dane.sqlite'}"
