@@ -1,12 +1,16 @@
 """The contract of an exchange. `amqp` and `memory` keep it alike; tests/contracts says how."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import Final, Protocol
 
 from dane_core.message import Envelope
+
+#: Control messages a listener may hold unsettled.
+INBOX_PREFETCH: Final = 100
 
 
 class Fate(Enum):
@@ -19,7 +23,10 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """A queue at this moment: messages waiting in it, and its consumers."""
+    """A queue at this moment: messages waiting in it, and its consumers.
+
+    Messages that a consumer holds unsettled are not waiting.
+    """
 
     waiting: int
     consumers: int
@@ -42,11 +49,16 @@ class Subscription(Protocol):
     """A consumer of one queue. It holds at most `prefetch` unsettled deliveries.
 
     It outlives a lost connection: it consumes again by itself once the exchange is back, and
-    deliveries taken before are then in other hands; settling them does nothing.
+    deliveries taken before are then in other hands; settling them does nothing. Settling one
+    twice does nothing either.
     """
 
     async def take(self, limit: int) -> Sequence[Delivery]:
-        """Wait for at least one delivery; return what has arrived, `limit` at most, in order."""
+        """Wait for at least one delivery; return what has arrived, `limit` at most, in order.
+
+        Waits through a lost connection. A take that is cancelled loses nothing.
+        Raises: ExchangeUnreachable, once the subscription was left.
+        """
 
     async def ack(self, delivery: Delivery) -> None:
         """This message is dealt with."""
@@ -55,7 +67,7 @@ class Subscription(Protocol):
         """This message and every earlier unsettled one of the subscription are dealt with."""
 
     async def nack(self, delivery: Delivery) -> None:
-        """Not dealt with: back to the queue, for anyone."""
+        """Not dealt with: back to its place in the queue, for anyone."""
 
 
 class Exchange(Protocol):
@@ -68,7 +80,9 @@ class Exchange(Protocol):
     async def publish(self, messages: Sequence[tuple[str, Envelope]]) -> Sequence[Fate]:
         """Send tasks, each to the queues bound to its routing key; outcomes in the same order.
 
-        Messages are persistent, mandatory and confirmed, and go out in one window.
+        Messages are persistent, mandatory and confirmed, and go out in windows, in order. When
+        a window gets no answer, the rest is not sent and is `UNKNOWN` too. Cancelling leaves
+        open which were sent.
         """
 
     async def send(self, queue: str, envelopes: Sequence[Envelope]) -> Sequence[Fate]:
@@ -85,23 +99,58 @@ class Exchange(Protocol):
         """
 
     def consume(self, queue: str, *, prefetch: int) -> AbstractAsyncContextManager[Subscription]:
-        """Consume a declared queue; on leaving, unsettled deliveries go back to it."""
+        """Consume a declared queue; on leaving, unsettled deliveries go back to it.
+
+        Consumers of one queue take turns. Raises: NotFound, when there is no such queue.
+        """
 
     def listen(self, inbox: str) -> AbstractAsyncContextManager[Subscription]:
         """Make an exclusive queue `inbox` that gets every broadcast and what is sent to it.
 
-        It and its messages are gone when the listener leaves.
+        It and its messages are gone when the listener leaves or its connection is lost.
         """
 
     async def depth(self, queue: str) -> Depth | None:
         """How full a queue is; None when there is no such queue."""
 
     async def delete_queue(self, queue: str) -> None:
-        """Remove a queue and what is in it, for good. Absent is fine."""
+        """Remove a queue and what is in it. Absent is fine.
+
+        One that is still consumed is made again at once, empty, by its consumers; what they
+        held of it is gone.
+        """
 
     @property
     def connected(self) -> bool:
         """Whether the exchange can be used now."""
 
     def reconnections(self) -> AsyncIterator[None]:
-        """Yields each time the connection has come back and everything is declared again."""
+        """Yields each time that messages may have been lost and everything is declared again.
+
+        That is: the connection has come back, or a consumed queue that had vanished was made
+        again. Counted from the call; several in a row may be told as one.
+        """
+
+
+class Restorations:
+    """Tells those who wait each time that something lost was made again."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._next = asyncio.Event()
+
+    def tell(self) -> None:
+        self._count += 1
+        self._next.set()
+        self._next = asyncio.Event()
+
+    def watch(self) -> AsyncIterator[None]:
+        """Yields for every restoration after this call; several in a row may be told as one."""
+        return self._since(self._count)
+
+    async def _since(self, seen: int) -> AsyncIterator[None]:
+        while True:
+            while self._count == seen:
+                await self._next.wait()
+            seen = self._count
+            yield
