@@ -54,8 +54,7 @@ class StoreSection(Section):
 
 
 def _inside(folder: str) -> Callable[[dict[str, Any]], Path]:
-    # When DATA_FOLDER is at fault it is missing here, and that fault is told already.
-    return lambda data: data.get("DATA_FOLDER", Path()) / folder
+    return lambda data: data["DATA_FOLDER"] / folder
 
 
 class FolderSection(Section):
@@ -124,4 +123,4 @@ class ServerSettings(Settings):
             return f"{_DRIVERS.get(scheme, scheme)}:{rest}"
         if self.MARIADB.given:
             return self.MARIADB.url
-        return f"sqlite+aiosqlite:///{self.DANE_SERVER.DATA_FOLDER / 'dane.sqlite'}"
+        return f"sqlite+aiosqlite:///{quote(str(self.DANE_SERVER.DATA_FOLDER / 'dane.sqlite'))}"

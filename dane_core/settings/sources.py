@@ -21,6 +21,8 @@ S = TypeVar("S", bound=Settings)
 Origins = Mapping[str, str]
 
 _PREFIX: Final = "DANE_"
+#: The one variable that is shorter than its setting.
+_API_URL: Final = "DANE_API_URL"
 #: What Kubernetes and Docker set for a service that is called dane-something.
 _SERVICE_LINK: Final = ("tcp://", "udp://", "sctp://")
 
@@ -147,14 +149,14 @@ def _fill(layer: _Layer, path: Path, content: Mapping[Any, Any], places: dict[st
 
 def _read_environment(environ: Mapping[str, str]) -> _Layer:
     layer = _Layer()
-    if address := environ.get("DANE_API_URL"):
-        layer.put("DANE", "API_URL", address, "environment DANE_API_URL")
+    if address := environ.get(_API_URL):
+        layer.put("DANE", "API_URL", address, f"environment {_API_URL}")
     for name, text in environ.items():
         section, divided, key = name.removeprefix(_PREFIX).partition("__")
         if name.startswith(_PREFIX) and divided:
             layer.put(section, key, text, f"environment {name}")
             layer.places.setdefault(section, f"environment {name}")
-        elif name.startswith(_PREFIX) and not text.startswith(_SERVICE_LINK):
+        elif name.startswith(_PREFIX) and name != _API_URL and not text.startswith(_SERVICE_LINK):
             layer.faults.extend(_single_underscore(name))
     return layer
 
@@ -181,6 +183,8 @@ def _read_overrides(overrides: Mapping[str, Mapping[str, Any]]) -> _Layer:
 
 def _faults(kind: type[Settings], error: ValidationError, origins: Origins) -> Iterable[Fault]:
     for found in error.errors(include_url=False, include_context=False):
+        if found["type"] == "default_factory_not_called":
+            continue  # it follows from another fault
         name = ".".join(str(part) for part in found["loc"][:2])
         place = origins.get(name) or origins.get(str(found["loc"][0]), "default")
         if found["type"] == "extra_forbidden":

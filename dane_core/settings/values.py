@@ -27,7 +27,7 @@ def expecting(what: str) -> WrapValidator:
     def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         try:
             return validate(value)
-        except (ValidationError, ValueError):
+        except (ValidationError, ValueError, OverflowError):
             raise PydanticCustomError("expected", "expected {what}", {"what": what}) from None
 
     return WrapValidator(check)
