@@ -1,0 +1,323 @@
+"""What operators and owners do to jobs and tasks: each act is one transaction, or a walk of many.
+
+An act on a whole job moves some hundred tasks at a time, so that no lock is held for long;
+a flag on the job makes sure that the walk is finished by the sweeper if it was cut short.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dane_core.errors import IllegalMove, NotFound
+from dane_core.job import JobId, TaskId
+from dane_core.states import SENT, JobStatus, TaskState
+from dane_server.storage import statements as sql
+from dane_server.storage.engine import Store
+from dane_server.storage.release import reopen_after, reopen_before
+from dane_server.storage.tally import Tally
+
+_SOME: Final = 500
+_RETRIABLE: Final = frozenset(
+    {
+        TaskState.FAILED,
+        TaskState.CANCELLED,
+        TaskState.HELD,
+        TaskState.SKIPPED,
+        TaskState.BACKOFF,
+        TaskState.UNROUTABLE,
+    }
+)
+_UNSETTLED: Final = frozenset(map(TaskState, sql.UNSETTLED))
+_OVER: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+#: An attempt is on its way, or may be; taking the task away from it ends it.
+_AT_WORK: Final = SENT | {TaskState.RUNNING}
+
+
+class Acts:
+    """Retry, reset, cancel, pause and delete, in the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    # --- one task -----------------------------------------------------------------------
+
+    async def retry_task(self, task_id: TaskId) -> None:
+        """Run a task again, unless it is done or on its way. Raises: NotFound."""
+
+        async def act(connection: AsyncConnection, task: sa.Row[Any], tally: Tally) -> None:
+            if TaskState(task.state) in _RETRIABLE:
+                await _again(connection, [task], tally)
+
+        await self._on_task(task_id, act)
+
+    async def force_task(self, task_id: TaskId) -> None:
+        """Run a task again whatever its state; its old attempt is fenced off."""
+
+        async def act(connection: AsyncConnection, task: sa.Row[Any], tally: Tally) -> None:
+            await _start_over(connection, [task], TaskState.READY, tally)
+
+        await self._on_task(task_id, act)
+
+    async def reset_task(self, task_id: TaskId) -> None:
+        """Hold a task until a predecessor finishes again, or its job is retried."""
+
+        async def act(connection: AsyncConnection, task: sa.Row[Any], tally: Tally) -> None:
+            if task.pending > 0:
+                await _start_over(connection, [task], TaskState.BLOCKED, tally, message="Reset")
+            else:
+                await _start_over(connection, [task], TaskState.HELD, tally)
+                await reopen_before(connection, task.id)
+
+        await self._on_task(task_id, act)
+
+    async def _on_task(self, task_id: TaskId, act: Callable[..., Any]) -> None:
+        async def unit(connection: AsyncConnection) -> None:
+            task = (await connection.execute(sql.one_task(task_id))).one_or_none()
+            if task is None or not await _living(connection, task.job_id):
+                raise NotFound("task", task_id)
+            tally = Tally()
+            await act(connection, task, tally)
+            await tally.write(connection)
+
+        await self._store.write(unit)
+
+    # --- one job ------------------------------------------------------------------------
+
+    async def retry_job(self, job_id: JobId) -> None:
+        """Run again what failed, was cancelled or held; keep what succeeded. Raises: NotFound."""
+        await self._flag(job_id, cancelling=False)
+        async for _ in self._walk(job_id, _RETRIABLE, _again):
+            pass
+
+    async def cancel_job(self, job_id: JobId) -> None:
+        """Cancel everything that is not settled.
+
+        Raises: NotFound; IllegalMove, when there is nothing left to cancel.
+        """
+
+        async def unit(connection: AsyncConnection) -> None:
+            job = await _job(connection, job_id)
+            if JobStatus(job.status) in _OVER:
+                raise IllegalMove(f"job {job_id}", job.status, "cancel it")
+            await connection.execute(sql.flag_job(job_id, cancelling=True, paused=False))
+
+        await self._store.write(unit)
+        await self.finish_cancelling(job_id)
+
+    async def finish_cancelling(self, job_id: JobId) -> None:
+        """Cancel the tasks of a job that is flagged, some at a time."""
+        async for _ in self._walk(job_id, _UNSETTLED, _cancel):
+            pass
+        await self._flag(job_id, cancelling=False)
+
+    async def pause_job(self, job_id: JobId) -> None:
+        """Send no more of a job's tasks, and take back those that lie in queues.
+
+        Raises: NotFound; IllegalMove, when there is nothing left to pause.
+        """
+
+        async def unit(connection: AsyncConnection) -> None:
+            job = await _job(connection, job_id)
+            if JobStatus(job.status) in _OVER:
+                raise IllegalMove(f"job {job_id}", job.status, "pause it")
+            await connection.execute(sql.flag_job(job_id, paused=True))
+
+        await self._store.write(unit)
+        await self.finish_pausing(job_id)
+
+    async def finish_pausing(self, job_id: JobId) -> None:
+        """Take back what lies in queues for a paused job."""
+        async for _ in self._walk(job_id, SENT, _recall):
+            pass
+
+    async def resume_job(self, job_id: JobId) -> None:
+        """Let a paused job go on; one that is not paused just goes on. Raises: NotFound."""
+        await self._flag(job_id, paused=False)
+
+    async def delete_job(self, job_id: JobId) -> None:
+        """Delete a job. It is gone at once; its tasks follow, some at a time. Raises: NotFound."""
+
+        async def unit(connection: AsyncConnection) -> None:
+            job = await _job(connection, job_id)
+            await connection.execute(sql.bury(job_id))
+            await connection.execute(sql.drop_request_keys_of(job_id))
+            await connection.execute(sql.drop_job(job_id))
+            await connection.execute(sql.hold_source(job.source_id))
+            await connection.execute(sql.forget_source(job.source_id))
+
+        await self._store.write(unit)
+        await self.finish_deleting(job_id)
+
+    async def finish_deleting(self, job_id: JobId) -> None:
+        """Remove what hung on a deleted job."""
+
+        async def unit(connection: AsyncConnection) -> int:
+            ids = sorted(await connection.scalars(sql.some_tasks_of(job_id, _SOME)))
+            if ids:
+                for statement in sql.drop_tasks(ids):
+                    await connection.execute(statement)
+            else:
+                await connection.execute(sql.bury_for_good(job_id))
+            return len(ids)
+
+        while await self._store.write(unit):
+            pass
+
+    async def finish_walks(self) -> None:
+        """Go on with what was cut short: cancellations, pauses, deletions."""
+        for job_id in await self._found(sql.jobs_cancelling()):
+            await self.finish_cancelling(JobId(job_id))
+        for job_id in await self._found(sql.jobs_with_stray_tasks()):
+            await self.finish_pausing(JobId(job_id))
+        for key in await self._found(sql.keys_with_stray_tasks()):
+            await self._recall_key(key)
+        for job_id in await self._found(sql.buried()):
+            await self.finish_deleting(JobId(job_id))
+
+    async def _found(self, statement: sa.Select[Any]) -> list[Any]:
+        async def unit(connection: AsyncConnection) -> list[Any]:
+            return list(await connection.scalars(statement))
+
+        return await self._store.read(unit)
+
+    # --- one key ------------------------------------------------------------------------
+
+    async def pause_key(self, key: str) -> None:
+        """Send no more tasks of a key, and take back those that lie in its queue."""
+        await self._set_key(key, paused=True)
+        await self._recall_key(key)
+
+    async def _recall_key(self, key: str) -> None:
+        async def unit(connection: AsyncConnection) -> int:
+            rows = (await connection.execute(sql.tasks_of_key(key, SENT, None, _SOME))).all()
+            await connection.execute(sql.recall([row.id for row in rows]))
+            return len(rows)
+
+        while await self._store.write(unit):
+            pass
+
+    async def resume_key(self, key: str) -> None:
+        await self._set_key(key, paused=False)
+
+    async def retry_key(self, key: str, number: int) -> int:
+        """Run again the tasks of a key that failed with a number; returns how many."""
+        states = [TaskState.FAILED, TaskState.CANCELLED]
+        retried = 0
+
+        async def unit(connection: AsyncConnection) -> int:
+            statement = sql.tasks_of_key(key, states, number, _SOME)
+            rows = (await connection.execute(statement)).all()
+            tally = Tally()
+            await _again(connection, rows, tally)
+            await tally.write(connection)
+            return len(rows)
+
+        while some := await self._store.write(unit):
+            retried += some
+        return retried
+
+    async def _set_key(self, key: str, *, paused: bool) -> None:
+        async def unit(connection: AsyncConnection) -> None:
+            await connection.execute(sql.add_task_keys().values(task_key=key))
+            await connection.execute(sql.change_task_key(key).values(paused=paused))
+
+        await self._store.write(unit)
+
+    # --- walking ------------------------------------------------------------------------
+
+    async def _walk(
+        self, job_id: JobId, states: Iterable[TaskState], act: Callable[..., Any]
+    ) -> AsyncIterator[int]:
+        """Do an act to the tasks of a job in some states, until none is in them any more."""
+        wanted = list(states)
+
+        async def unit(connection: AsyncConnection) -> int:
+            statement = sql.tasks_of_job(job_id, wanted, _SOME)
+            rows = (await connection.execute(statement)).all()
+            if rows:
+                tally = Tally()
+                await act(connection, rows, tally)
+                await tally.write(connection)
+            return len(rows)
+
+        while moved := await self._store.write(unit):
+            yield moved
+
+    async def _flag(self, job_id: JobId, **flags: bool) -> None:
+        async def unit(connection: AsyncConnection) -> None:
+            await _job(connection, job_id)
+            await connection.execute(sql.flag_job(job_id, **flags))
+
+        await self._store.write(unit)
+
+
+async def _job(connection: AsyncConnection, job_id: JobId) -> sa.Row[Any]:
+    job: sa.Row[Any] | None = (await connection.execute(sql.job_for_act(job_id))).one_or_none()
+    if job is None:
+        raise NotFound("job", job_id)
+    return job
+
+
+async def _living(connection: AsyncConnection, job_id: int) -> bool:
+    return (await connection.scalars(sql.living_jobs([job_id]))).one_or_none() is not None
+
+
+async def _again(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> None:
+    """Run tasks again: at once, or when their predecessors are done."""
+    free = [row for row in rows if row.pending == 0]
+    await _start_over(connection, free, TaskState.READY, tally)
+    waiting = [row for row in rows if row.pending > 0]
+    await _start_over(connection, waiting, TaskState.BLOCKED, tally)
+
+
+async def _start_over(
+    connection: AsyncConnection,
+    rows: Sequence[sa.Row[Any]],
+    state: TaskState,
+    tally: Tally,
+    *,
+    message: str | None = None,
+) -> None:
+    if not rows:
+        return
+    await _close_attempts(connection, rows)
+    await connection.execute(sql.again([row.id for row in rows], state, message))
+    await reopen_after(connection, [row.id for row in rows if row.released])
+    for row in rows:
+        tally.move(row.job_id, TaskState(row.state), state, allow_failure=bool(row.allow_failure))
+
+
+async def _close_attempts(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> None:
+    """What was under way ends here, whatever its worker may still answer."""
+    under_way = [row for row in rows if TaskState(row.state) in _AT_WORK]
+    if under_way:
+        await connection.execute(sql.add_attempts(), [_closed(row) for row in under_way])
+
+
+def _closed(row: sa.Row[Any]) -> dict[str, Any]:
+    return {
+        "task_id": row.id,
+        "number": row.attempt,
+        "worker": row.worker,
+        "outcome": 499,
+        "message": "superseded or cancelled",
+        "queued_at": row.queued_at,
+        "started_at": row.started_at,
+        "finished_at": row.now,
+        "runtime": None,
+    }
+
+
+async def _cancel(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> None:
+    await _close_attempts(connection, rows)
+    await connection.execute(sql.cancel([row.id for row in rows]))
+    for row in rows:
+        tally.move(row.job_id, TaskState(row.state), TaskState.CANCELLED)
+
+
+async def _recall(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> None:
+    await connection.execute(sql.recall([row.id for row in rows]))
+    for row in rows:
+        tally.move(row.job_id, TaskState(row.state), TaskState.READY)

@@ -1,0 +1,69 @@
+"""SQL functions that the databases spell differently, the database's clock above all."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class now(FunctionElement[Any]):  # noqa: N801 - reads like the SQL function it is
+    """The time in the database, UTC, in microseconds (SQLite: milliseconds).
+
+    Servers never compare their own clocks with each other's: every comparison is made here.
+    """
+
+    type = sa.DateTime()
+    inherit_cache = True
+
+
+class later(FunctionElement[Any]):  # noqa: N801
+    """`later(seconds)`: the time in the database some seconds from now; may be negative."""
+
+    type = sa.DateTime()
+    inherit_cache = True
+
+
+@compiles(now)
+def _now(element: now, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ARG001
+    return "UTC_TIMESTAMP(6)"
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(element: now, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ARG001
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+
+
+@compiles(later)
+def _later(element: later, compiler: SQLCompiler, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    return f"(UTC_TIMESTAMP(6) + INTERVAL ROUND({seconds} * 1000000) MICROSECOND)"
+
+
+@compiles(later, "sqlite")
+def _later_sqlite(element: later, compiler: SQLCompiler, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"
+
+
+class json_text(FunctionElement[Any]):  # noqa: N801
+    """`json_text(document, path)`: a scalar inside a JSON document in a text column, as text."""
+
+    type = sa.String()
+    inherit_cache = True
+
+
+@compiles(json_text)
+def _json_text(element: json_text, compiler: SQLCompiler, **kw: Any) -> str:
+    document, path = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"JSON_UNQUOTE(JSON_EXTRACT({document}, {path}))"
+
+
+@compiles(json_text, "sqlite")
+def _json_text_sqlite(element: json_text, compiler: SQLCompiler, **kw: Any) -> str:
+    document, path = (compiler.process(clause, **kw) for clause in element.clauses)
+    return (
+        f"CASE json_type({document}, {path}) WHEN 'true' THEN 'true' WHEN 'false' THEN 'false'"
+        f" ELSE CAST(json_extract({document}, {path}) AS TEXT) END"
+    )

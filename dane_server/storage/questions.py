@@ -1,0 +1,313 @@
+"""What the reader asks the store, each question a function. No I/O here."""
+
+from collections.abc import Sequence
+from datetime import UTC
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from dane_core.states import FACES, JobStatus, TaskState
+from dane_server.storage.functions import json_text, later, now
+from dane_server.storage.tables import answers, attempts, edges, jobs, task_keys, tasks
+from dane_server.storage.tables import workers as worker_table
+from dane_server.storage.view import JobQuery
+
+#: The rate of a key is counted over this many seconds.
+LATELY: Final = 300
+
+_SHOWN: Final = tuple(column for column in jobs.c if column.name != "tree")
+_OPEN: Final = (
+    TaskState.READY,
+    TaskState.BACKOFF,
+    TaskState.UNROUTABLE,
+    TaskState.DISPATCHING,
+    TaskState.QUEUED,
+    TaskState.RUNNING,
+)
+_WAITING: Final = (TaskState.READY, TaskState.UNROUTABLE, TaskState.DISPATCHING, TaskState.QUEUED)
+
+
+def the_time() -> sa.Select[Any]:
+    return sa.select(now())
+
+
+# --- jobs -----------------------------------------------------------------------------------
+
+
+def job(job_id: int) -> sa.Select[Any]:
+    return sa.select(*_SHOWN).where(jobs.c.id == job_id)
+
+
+def tree(job_id: int) -> sa.Select[Any]:
+    return sa.select(jobs.c.tree).where(jobs.c.id == job_id)
+
+
+def page_of_jobs(query: JobQuery, before: int | None) -> sa.Select[Any]:
+    """A page of jobs, the newest first, and one more to tell whether there is a next page."""
+    page = sa.select(*_SHOWN).where(*_conditions(query)).order_by(jobs.c.id.desc())
+    if before is not None:
+        page = page.where(jobs.c.id < before)
+    return page.limit(query.limit + 1)
+
+
+def _conditions(query: JobQuery) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = []
+    if query.statuses:
+        conditions.append(jobs.c.status.in_(sorted(query.statuses)))
+    if query.source_id is not None:
+        conditions.append(jobs.c.source_id == query.source_id)
+    if query.since is not None:
+        conditions.append(jobs.c.created_at >= query.since.astimezone(UTC).replace(tzinfo=None))
+    if query.until is not None:
+        conditions.append(jobs.c.created_at < query.until.astimezone(UTC).replace(tzinfo=None))
+    if query.state is not None or query.task_key is not None:
+        conditions.append(_some_task(query.state, query.task_key))
+    conditions += [_member_is(name, value) for name, value in sorted(query.metadata.items())]
+    return conditions
+
+
+def _some_task(number: int | None, key: str | None) -> sa.ColumnElement[bool]:
+    task = sa.exists().where(tasks.c.job_id == jobs.c.id)
+    if key is not None:
+        task = task.where(tasks.c.task_key == key)
+    if number is not None:
+        plain = [s.value for s, face in FACES.items() if face.number == number]
+        failed = [TaskState.FAILED, TaskState.BACKOFF]
+        task = task.where(
+            sa.or_(
+                sa.and_(tasks.c.state.in_(plain), tasks.c.state.not_in(failed)),
+                sa.and_(tasks.c.state.in_(failed), tasks.c.outcome == number),
+            ),
+            tasks.c.task_key.is_not(None),
+        )
+    return task
+
+
+def _member_is(name: str, value: str) -> sa.ColumnElement[bool]:
+    """A member of the job's metadata, compared as text; true and false as such."""
+    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+    return json_text(jobs.c.metadata, sa.literal(f'$."{quoted}"')) == value
+
+
+def unfinished() -> sa.Select[Any]:
+    undone = [status.value for status in JobStatus if status is not JobStatus.SUCCEEDED]
+    return sa.select(jobs.c.id).where(jobs.c.status.in_(undone)).order_by(jobs.c.id)
+
+
+def of_source(source_id: str) -> sa.Select[Any]:
+    return sa.select(jobs.c.id).where(jobs.c.source_id == source_id).order_by(jobs.c.id)
+
+
+def first_of_each_state(job_ids: Sequence[int]) -> sa.Select[Any]:
+    """Per job and state, the first task in it; answered from the index alone."""
+    return (
+        sa.select(tasks.c.job_id, tasks.c.state, sa.func.min(tasks.c.seq))
+        .where(tasks.c.job_id.in_(job_ids), tasks.c.state != TaskState.SUCCEEDED)
+        .group_by(tasks.c.job_id, tasks.c.state)
+    )
+
+
+def outcome_at(job_id: int, seq: int) -> sa.Select[Any]:
+    failed = [TaskState.FAILED, TaskState.BACKOFF]
+    return sa.select(tasks.c.outcome).where(
+        tasks.c.job_id == job_id, tasks.c.state.in_(failed), tasks.c.seq == seq
+    )
+
+
+def heads(job_ids: Sequence[int]) -> sa.Select[Any]:
+    return sa.select(
+        jobs.c.id,
+        jobs.c.source_id,
+        jobs.c.source_url,
+        jobs.c.type,
+        jobs.c.metadata,
+        jobs.c.shared,
+    ).where(jobs.c.id.in_(job_ids))
+
+
+# --- tasks ----------------------------------------------------------------------------------
+
+
+def _real() -> sa.Select[Any]:
+    return sa.select(tasks).where(tasks.c.task_key.is_not(None))
+
+
+def task(task_id: int) -> sa.Select[Any]:
+    return _real().where(tasks.c.id == task_id)
+
+
+def tasks_of_job(job_id: int) -> sa.Select[Any]:
+    return _real().where(tasks.c.job_id == job_id).order_by(tasks.c.id)
+
+
+def page_of_tasks(
+    job_id: int, after_seq: int, limit: int, state: TaskState | None, key: str | None
+) -> sa.Select[Any]:
+    page = tasks_of_job(job_id).where(tasks.c.seq > after_seq).limit(limit)
+    if state is not None:
+        page = page.where(tasks.c.state == state)
+    return page if key is None else page.where(tasks.c.task_key == key)
+
+
+def attempts_of(task_id: int) -> sa.Select[Any]:
+    return sa.select(attempts).where(attempts.c.task_id == task_id).order_by(attempts.c.number)
+
+
+def answer_of(task_id: int) -> sa.Select[Any]:
+    return sa.select(answers.c.body).where(answers.c.task_id == task_id)
+
+
+def answers_of_job(job_id: int) -> sa.Select[Any]:
+    return sa.select(answers.c.task_id, answers.c.body).where(answers.c.job_id == job_id)
+
+
+def ahead_of(task_id: int, key: str) -> sa.Select[Any]:
+    """How many tasks of a key are sent before this one."""
+    mine = sa.select(tasks.c.rank).where(tasks.c.id == task_id).scalar_subquery()
+    before = sa.or_(
+        tasks.c.state != TaskState.READY,
+        tasks.c.rank < mine,
+        sa.and_(tasks.c.rank == mine, tasks.c.id < task_id),
+    )
+    return sa.select(sa.func.count()).where(
+        tasks.c.state.in_([TaskState.READY, TaskState.DISPATCHING, TaskState.QUEUED]),
+        tasks.c.task_key == key,
+        tasks.c.id != task_id,
+        before,
+    )
+
+
+# --- the graph, backwards -------------------------------------------------------------------
+
+
+def joins_before(nodes: Sequence[int]) -> sa.Select[Any]:
+    return (
+        sa.select(edges.c.src)
+        .join_from(edges, tasks, tasks.c.id == edges.c.src)
+        .where(edges.c.dst.in_(nodes), tasks.c.task_key.is_(None))
+        .distinct()
+    )
+
+
+def not_done_before(nodes: Sequence[int], limit: int) -> sa.Select[Any]:
+    """Tasks with an edge into one of these nodes that have yet to let it go."""
+    return (
+        sa.select(tasks)
+        .join_from(edges, tasks, tasks.c.id == edges.c.src)
+        .where(
+            edges.c.dst.in_(nodes),
+            tasks.c.task_key.is_not(None),
+            sa.or_(sa.not_(tasks.c.released), edges.c.reopened),
+        )
+        .order_by(tasks.c.id)
+        .limit(limit)
+    )
+
+
+def joins_into(nodes: Sequence[int]) -> sa.Select[Any]:
+    """Which of these tasks wait for which join."""
+    return (
+        sa.select(edges.c.dst, edges.c.src)
+        .join_from(edges, tasks, tasks.c.id == edges.c.src)
+        .where(edges.c.dst.in_(nodes), tasks.c.task_key.is_(None))
+    )
+
+
+_ANSWER: Final = (
+    answers.c.task_id,
+    answers.c.job_id,
+    answers.c.task_key,
+    answers.c.solo,
+    answers.c.body,
+)
+
+
+def answers_before(nodes: Sequence[int], limit: int) -> sa.Select[Any]:
+    return (
+        sa.select(*_ANSWER, edges.c.dst)
+        .join_from(edges, answers, answers.c.task_id == edges.c.src)
+        .where(edges.c.dst.in_(nodes))
+        .order_by(answers.c.task_id)
+        .limit(limit)
+    )
+
+
+def solo_answers(job_ids: Sequence[int], limit: int) -> sa.Select[Any]:
+    """Of each job, the newest answers of tasks whose key occurs once in it."""
+    place = sa.func.row_number().over(
+        partition_by=answers.c.job_id, order_by=answers.c.task_id.desc()
+    )
+    newest = (
+        sa.select(*_ANSWER, place.label("place"))
+        .where(answers.c.job_id.in_(job_ids), answers.c.solo)
+        .subquery()
+    )
+    return sa.select(newest).where(newest.c.place <= limit)
+
+
+def answers_for(
+    job_id: int, nodes: Sequence[int], key: str, after_seq: int, limit: int
+) -> sa.Select[Any]:
+    """Answers of a key that a task may see, with the tasks that gave them."""
+    direct = sa.exists().where(edges.c.src == tasks.c.id, edges.c.dst.in_(nodes))
+    return (
+        sa.select(tasks, answers.c.body)
+        .join_from(answers, tasks, tasks.c.id == answers.c.task_id)
+        .where(
+            answers.c.job_id == job_id,
+            answers.c.task_key == key,
+            tasks.c.seq > after_seq,
+            sa.or_(answers.c.solo, direct),
+        )
+        .order_by(tasks.c.seq)
+        .limit(limit)
+    )
+
+
+# --- keys and workers -----------------------------------------------------------------------
+
+
+def known_keys() -> sa.CompoundSelect[Any]:
+    """Keys that were announced or paused, and those with something to do."""
+    open_states = [state.value for state in _OPEN]
+    return sa.union(
+        sa.select(task_keys.c.task_key),
+        sa.select(tasks.c.task_key)
+        .where(tasks.c.state.in_(open_states), tasks.c.task_key.is_not(None))
+        .distinct(),
+    )
+
+
+def task_keys_in(keys: Sequence[str]) -> sa.Select[Any]:
+    return sa.select(task_keys).where(task_keys.c.task_key.in_(keys))
+
+
+def open_by_key(keys: Sequence[str]) -> sa.Select[Any]:
+    return (
+        sa.select(tasks.c.task_key, tasks.c.state, sa.func.count())
+        .where(tasks.c.state.in_([s.value for s in _OPEN]), tasks.c.task_key.in_(keys))
+        .group_by(tasks.c.task_key, tasks.c.state)
+    )
+
+
+def oldest_by_key(keys: Sequence[str]) -> sa.Select[Any]:
+    """Since when the longest waiting task of each key has waited, as far as it is known."""
+    waiting = sa.func.min(sa.func.coalesce(tasks.c.queued_at, tasks.c.due_at))
+    return (
+        sa.select(tasks.c.task_key, sa.type_coerce(waiting, tasks.c.due_at.type))
+        .where(tasks.c.state.in_([s.value for s in _WAITING]), tasks.c.task_key.in_(keys))
+        .group_by(tasks.c.task_key)
+    )
+
+
+def ended_lately(keys: Sequence[str]) -> sa.Select[Any]:
+    return (
+        sa.select(tasks.c.task_key, sa.func.count())
+        .join_from(attempts, tasks, tasks.c.id == attempts.c.task_id)
+        .where(attempts.c.finished_at > later(-LATELY), tasks.c.task_key.in_(keys))
+        .group_by(tasks.c.task_key)
+    )
+
+
+def workers() -> sa.Select[Any]:
+    return sa.select(worker_table).order_by(worker_table.c.id)

@@ -1,0 +1,533 @@
+"""Answers questions about the store. Reads see what is committed, and never wait for writers."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dane_core.errors import BadSpec, Fault, NotFound
+from dane_core.job import Attempt, Counts, Job, JobId, Retry, Task, TaskId
+from dane_core.message import INLINE_LIMIT, Offer
+from dane_core.routing import MAX_PRIORITY
+from dane_core.states import FACES, JobStatus, TaskState
+from dane_server.storage import questions as ask
+from dane_server.storage.engine import Store
+from dane_server.storage.release import chunks
+from dane_server.storage.view import (
+    Claim,
+    JobHead,
+    JobQuery,
+    JobView,
+    KeyState,
+    Page,
+    Situation,
+    TaskView,
+    Upstream,
+    WorkerState,
+)
+
+
+class Reader:
+    """Reads jobs, tasks, keys and workers. Every method may raise StoreUnreachable."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def ping(self) -> None:
+        """Ask the database for anything at all."""
+
+        async def unit(connection: AsyncConnection) -> None:
+            await connection.execute(sa.select(1))
+
+        await self._store.read(unit)
+
+    # --- jobs ---------------------------------------------------------------------------
+
+    async def job(self, job_id: JobId) -> Job:
+        """A job without its tasks. Raises: NotFound."""
+        return await self._store.read(lambda connection: _job(connection, job_id))
+
+    async def job_view(self, job_id: JobId) -> JobView:
+        """A job with all of its tasks and answers. Raises: NotFound."""
+
+        async def unit(connection: AsyncConnection) -> JobView:
+            job = await _job(connection, job_id)
+            tree = (await connection.scalars(ask.tree(job_id))).one_or_none()
+            rows = (await connection.execute(ask.tasks_of_job(job_id))).all()
+            bodies = await connection.execute(ask.answers_of_job(job_id))
+            return JobView(
+                job=job,
+                tree=orjson.loads(tree or "[]"),
+                tasks=[_task(row) for row in rows],
+                answers={TaskId(row.task_id): orjson.loads(row.body) for row in bodies},
+            )
+
+        return await self._store.read(unit)
+
+    async def jobs(self, query: JobQuery) -> Page:
+        """Jobs, newest first. Raises: BadSpec, for a cursor that is not one of ours."""
+        before = _cursor(query.after)
+
+        async def unit(connection: AsyncConnection) -> Page:
+            rows = (await connection.execute(ask.page_of_jobs(query, before))).all()
+            shown = rows[: query.limit]
+            states = await _furthest(connection, shown)
+            more = len(rows) > query.limit
+            return Page(
+                jobs=[_job_of(row, states[row.id]) for row in shown],
+                next=str(shown[-1].id) if more else None,
+            )
+
+        return await self._store.read(unit)
+
+    async def unfinished(self) -> Sequence[JobId]:
+        """Jobs that are not done: under way, or ended with errors."""
+        return await self._job_ids(ask.unfinished())
+
+    async def of_source(self, source_id: str) -> Sequence[JobId]:
+        """All jobs of a source, oldest first."""
+        return await self._job_ids(ask.of_source(source_id))
+
+    async def _job_ids(self, statement: sa.Select[Any]) -> Sequence[JobId]:
+        async def unit(connection: AsyncConnection) -> Sequence[JobId]:
+            return [JobId(job_id) for job_id in await connection.scalars(statement)]
+
+        return await self._store.read(unit)
+
+    # --- tasks --------------------------------------------------------------------------
+
+    async def tasks(
+        self,
+        job_id: JobId,
+        *,
+        after_seq: int = -1,
+        limit: int = 500,
+        state: TaskState | None = None,
+        key: str | None = None,
+    ) -> Sequence[Task]:
+        """Some tasks of a job, in the order of its specification. Raises: NotFound."""
+
+        async def unit(connection: AsyncConnection) -> Sequence[Task]:
+            await _job(connection, job_id)
+            statement = ask.page_of_tasks(job_id, after_seq, limit, state, key)
+            return [_task(row) for row in await connection.execute(statement)]
+
+        return await self._store.read(unit)
+
+    async def task(self, task_id: TaskId) -> TaskView:
+        """One task with everything about it. Raises: NotFound."""
+
+        async def unit(connection: AsyncConnection) -> TaskView:
+            task = await _one_task(connection, task_id)
+            attempts = await connection.execute(ask.attempts_of(task_id))
+            body = (await connection.scalars(ask.answer_of(task_id))).one_or_none()
+            return TaskView(
+                task=task,
+                job=await _job_of_task(connection, task),
+                attempts=[_attempt(row) for row in attempts],
+                answer=orjson.loads(body) if body else None,
+            )
+
+        return await self._store.read(unit)
+
+    async def situation(self, task_id: TaskId) -> Situation:
+        """The facts that decide why a task is not running. Raises: NotFound."""
+
+        async def unit(connection: AsyncConnection) -> Situation:
+            task = await _one_task(connection, task_id)
+            [state] = await _key_states(connection, [task.key])
+            open_before = await _open_predecessors(connection, task_id, 10)
+            return Situation(
+                task=task,
+                job=await _job_of_task(connection, task),
+                key=state,
+                open_predecessors=open_before,
+                ahead=(await connection.scalars(ask.ahead_of(task_id, task.key))).one(),
+                now=_utc((await connection.scalars(ask.the_time())).one()),
+            )
+
+        return await self._store.read(unit)
+
+    async def upstream(
+        self, task_id: TaskId, key: str, *, after_seq: int = -1, limit: int = 100
+    ) -> Upstream:
+        """What earlier tasks of a key answered, as far as a task may see it.
+
+        That is: those among its direct predecessors, and the job's only task of that key.
+        Raises: NotFound.
+        """
+
+        async def unit(connection: AsyncConnection) -> Upstream:
+            task = await _one_task(connection, task_id)
+            nodes = await _predecessors(connection, task_id)
+            found = ask.answers_for(task.job_id, nodes, key, after_seq, limit + 1)
+            rows = (await connection.execute(found)).all()
+            shown = rows[:limit]
+            more = len(rows) > limit
+            return Upstream(
+                answers=[(_task(row), orjson.loads(row.body)) for row in shown],
+                next=shown[-1].seq if more else None,
+            )
+
+        return await self._store.read(unit)
+
+    # --- what a message carries -----------------------------------------------------------
+
+    async def heads(self, job_ids: Iterable[JobId]) -> Mapping[JobId, JobHead]:
+        """What every message of these jobs carries; deleted ones are missing."""
+        wanted = sorted(set(job_ids))
+
+        async def unit(connection: AsyncConnection) -> Mapping[JobId, JobHead]:
+            rows = await connection.execute(ask.heads(wanted))
+            return {JobId(row.id): _head(row) for row in rows}
+
+        return await self._store.read(unit)
+
+    async def responses(
+        self, claims: Sequence[Claim]
+    ) -> Mapping[TaskId, tuple[Mapping[str, Any], bool]]:
+        """What earlier tasks answered, for tasks about to be sent, and whether some is left out.
+
+        Inline come the answers of direct predecessors, then those of the tasks whose key
+        occurs once in the job, the newest first, until `INLINE_LIMIT` is reached.
+        """
+
+        async def unit(
+            connection: AsyncConnection,
+        ) -> Mapping[TaskId, tuple[Mapping[str, Any], bool]]:
+            direct = await _direct_answers(connection, claims)
+            solo = await _solo_answers(connection, sorted({claim.job_id for claim in claims}))
+            return {
+                claim.task_id: _inline([*direct[claim.task_id], *solo[claim.job_id]])
+                for claim in claims
+            }
+
+        return await self._store.read(unit)
+
+    # --- keys and workers -----------------------------------------------------------------
+
+    async def keys(self) -> Sequence[KeyState]:
+        """Every task key that is known: offered by a worker, paused, or asked for."""
+
+        async def unit(connection: AsyncConnection) -> Sequence[KeyState]:
+            known = sorted(await connection.scalars(ask.known_keys()))
+            return await _key_states(connection, known)
+
+        return await self._store.read(unit)
+
+    async def schemas(self, keys: Iterable[str]) -> Mapping[str, Mapping[str, Any]]:
+        """The JSON Schemas of `args`, of those keys whose workers have announced one."""
+        wanted = sorted(set(keys))
+
+        async def unit(connection: AsyncConnection) -> Mapping[str, Mapping[str, Any]]:
+            offers = {
+                row.task_key: _offer(row)
+                for some in chunks(wanted)
+                for row in await connection.execute(ask.task_keys_in(some))
+            }
+            return {
+                key: offer.args_schema
+                for key, offer in offers.items()
+                if offer and offer.args_schema is not None
+            }
+
+        return await self._store.read(unit)
+
+
+# --- jobs -----------------------------------------------------------------------------------
+
+
+def _cursor(after: str | None) -> int | None:
+    if after is None:
+        return None
+    if not after.isascii() or not after.isdigit() or len(after) > 18:
+        raise BadSpec([Fault("after", "expected the `next` of an earlier page")])
+    return int(after)
+
+
+async def _job(connection: AsyncConnection, job_id: JobId) -> Job:
+    row = (await connection.execute(ask.job(job_id))).one_or_none()
+    if row is None:
+        raise NotFound("job", job_id)
+    return _job_of(row, (await _furthest(connection, [row]))[row.id])
+
+
+async def _furthest(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> dict[int, int]:
+    """DANE 0.1's state of a job: that of its first task, in order, that is not done."""
+    open_jobs = {row.id: row.total for row in rows if row.status != JobStatus.SUCCEEDED}
+    first: dict[int, tuple[int, str]] = {}
+    for some in chunks(sorted(open_jobs)):
+        for job_id, state, seq in await connection.execute(ask.first_of_each_state(some)):
+            if seq < open_jobs[job_id] and (job_id not in first or seq < first[job_id][0]):
+                first[job_id] = (seq, state)
+    failed = [
+        (job_id, seq)
+        for job_id, (seq, state) in first.items()
+        if state in (TaskState.FAILED, TaskState.BACKOFF)
+    ]
+    numbers = {job_id: FACES[TaskState(state)].number for job_id, (_, state) in first.items()}
+    for job_id, seq in failed:
+        outcome = (await connection.scalars(ask.outcome_at(job_id, seq))).one_or_none()
+        numbers[job_id] = outcome or numbers[job_id]
+    return {row.id: numbers.get(row.id, 200) for row in rows}
+
+
+def _job_of(row: sa.Row[Any], state: int) -> Job:
+    counted = row.active + row.held + row.succeeded + row.failed
+    counted += row.forgiven + row.cancelled + row.skipped
+    return Job(
+        id=JobId(row.id),
+        source_url=row.source_url,
+        source_id=row.source_id,
+        type=row.type,
+        metadata=orjson.loads(row.metadata),
+        priority=row.priority,
+        shared=orjson.loads(row.shared),
+        status=JobStatus(row.status),
+        state=state,
+        counts=Counts(
+            total=row.total,
+            blocked=row.total - counted,
+            held=row.held,
+            active=row.active,
+            succeeded=row.succeeded,
+            failed=row.failed,
+            forgiven=row.forgiven,
+            cancelled=row.cancelled,
+            skipped=row.skipped,
+        ),
+        paused=row.paused,
+        created_at=_utc(row.created_at),
+        started_at=_maybe_utc(row.started_at),
+        finished_at=_maybe_utc(row.finished_at),
+    )
+
+
+# --- tasks ----------------------------------------------------------------------------------
+
+
+async def _one_task(connection: AsyncConnection, task_id: TaskId) -> Task:
+    row = (await connection.execute(ask.task(task_id))).one_or_none()
+    if row is None:
+        raise NotFound("task", task_id)
+    return _task(row)
+
+
+async def _job_of_task(connection: AsyncConnection, task: Task) -> Job:
+    try:
+        return await _job(connection, task.job_id)
+    except NotFound:  # deleted a moment ago; its tasks follow
+        raise NotFound("task", task.id) from None
+
+
+def _task(row: sa.Row[Any]) -> Task:
+    return Task(
+        id=TaskId(row.id),
+        job_id=JobId(row.job_id),
+        seq=row.seq,
+        key=row.task_key,
+        name=row.name,
+        args=orjson.loads(row.args) if row.args else {},
+        priority=MAX_PRIORITY - row.rank,
+        timeout=row.timeout,
+        retry=Retry(**orjson.loads(row.retry)) if row.retry else Retry(),
+        allow_failure=row.allow_failure,
+        state=TaskState(row.state),
+        outcome=row.outcome,
+        message=row.message,
+        attempt=row.attempt,
+        dispatch=row.dispatch,
+        worker=row.worker,
+        progress=row.progress,
+        pending=row.pending,
+        due_at=_maybe_utc(row.due_at),
+        queued_at=_maybe_utc(row.queued_at),
+        started_at=_maybe_utc(row.started_at),
+        finished_at=_maybe_utc(row.finished_at),
+    )
+
+
+def _attempt(row: sa.Row[Any]) -> Attempt:
+    return Attempt(
+        number=row.number,
+        worker=row.worker,
+        outcome=row.outcome,
+        message=row.message,
+        queued_at=_maybe_utc(row.queued_at),
+        started_at=_maybe_utc(row.started_at),
+        finished_at=_utc(row.finished_at),
+        runtime=row.runtime,
+    )
+
+
+# --- the graph, backwards -------------------------------------------------------------------
+
+
+async def _predecessors(connection: AsyncConnection, node: int) -> list[int]:
+    """The nodes whose out-edges lead to a task: itself, and the joins right before it."""
+    nodes, frontier = [node], [node]
+    while frontier:
+        frontier = list(await connection.scalars(ask.joins_before(frontier)))
+        nodes += frontier
+    return nodes
+
+
+async def _open_predecessors(
+    connection: AsyncConnection, task_id: TaskId, limit: int
+) -> list[Task]:
+    nodes = await _predecessors(connection, task_id)
+    rows = await connection.execute(ask.not_done_before(nodes, limit))
+    return [_task(row) for row in rows]
+
+
+# --- what a message carries -----------------------------------------------------------------
+
+#: More answers than this do not fit into a message anyway, or nobody reads them there.
+_INLINE_ANSWERS: Final = 100
+#: Tasks with no more predecessors than this are asked about together.
+_FEW: Final = 8
+
+_Answers = list[sa.Row[Any]]
+
+
+async def _direct_answers(
+    connection: AsyncConnection, claims: Sequence[Claim]
+) -> defaultdict[TaskId, _Answers]:
+    """The answers of direct predecessors, those right before a join among them."""
+    behind = {claim.task_id: claim.fanin for claim in claims if claim.fanin}
+    joins: defaultdict[int, list[int]] = defaultdict(list)
+    for some in chunks(sorted(behind)):
+        for dst, src in await connection.execute(ask.joins_into(some)):
+            joins[dst].append(src)
+    direct = {task: fanin for task, fanin in behind.items() if fanin > len(joins[task])}
+    answers: defaultdict[TaskId, _Answers] = defaultdict(list)
+    few = sorted(task for task, fanin in direct.items() if fanin <= _FEW)
+    for some in chunks(few, 50):
+        for row in await connection.execute(ask.answers_before(some, _FEW * len(some))):
+            answers[TaskId(row.dst)].append(row)
+    for task in sorted(direct.keys() - set(few)):
+        answers[task] += await _some_answers(connection, [task])
+    # Tasks side by side wait for the same join: its predecessors are looked up once.
+    for join in sorted({join for found in joins.values() for join in found}):
+        before = await _some_answers(connection, await _predecessors(connection, join))
+        for task in behind:
+            if join in joins[task]:
+                answers[task] += before
+    return answers
+
+
+async def _some_answers(connection: AsyncConnection, nodes: Sequence[int]) -> _Answers:
+    return list(await connection.execute(ask.answers_before(nodes, _INLINE_ANSWERS + 1)))
+
+
+async def _solo_answers(
+    connection: AsyncConnection, job_ids: Sequence[int]
+) -> defaultdict[JobId, list[sa.Row[Any]]]:
+    solo: defaultdict[JobId, list[sa.Row[Any]]] = defaultdict(list)
+    for some in chunks(job_ids):
+        rows = await connection.execute(ask.solo_answers(some, _INLINE_ANSWERS + 1))
+        for row in rows:
+            solo[JobId(row.job_id)].append(row)
+    return solo
+
+
+def _inline(rows: Sequence[sa.Row[Any]]) -> tuple[Mapping[str, Any], bool]:
+    """The answers by key, as many as fit: a list where a key occurs more often in the job."""
+    response: dict[str, Any] = {}
+    seen: set[int] = set()
+    room = INLINE_LIMIT
+    partial = False
+    for row in rows:
+        if row.task_id in seen:
+            continue
+        seen.add(row.task_id)
+        if len(row.body) > room or len(seen) > _INLINE_ANSWERS:
+            partial = True
+            continue
+        room -= len(row.body)
+        body = orjson.Fragment(row.body)
+        if row.solo:
+            response[row.task_key] = body
+        else:
+            response.setdefault(row.task_key, []).append(body)
+    return response, partial
+
+
+def _head(row: sa.Row[Any]) -> JobHead:
+    return JobHead(
+        id=JobId(row.id),
+        source_id=row.source_id,
+        source_url=row.source_url,
+        type=row.type,
+        metadata=orjson.loads(row.metadata),
+        shared=orjson.loads(row.shared),
+    )
+
+
+# --- keys and workers -----------------------------------------------------------------------
+
+
+async def _key_states(connection: AsyncConnection, keys: Sequence[str]) -> list[KeyState]:
+    known = {row.task_key: row for row in await connection.execute(ask.task_keys_in(keys))}
+    counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for key, state, number in await connection.execute(ask.open_by_key(keys)):
+        counts[key][state] = number
+    oldest = await _by_key(connection, ask.oldest_by_key(keys))
+    time = (await connection.scalars(ask.the_time())).one()
+    rates = await _by_key(connection, ask.ended_lately(keys))
+    here = [_worker(row) for row in await connection.execute(ask.workers())]
+    return [
+        KeyState(
+            key=key,
+            paused=bool(key in known and known[key].paused),
+            offer=_offer(known[key]) if key in known else None,
+            workers=[worker for worker in here if key in worker.task_keys],
+            waiting=counts[key].get(TaskState.UNROUTABLE, 0),
+            ready=counts[key].get(TaskState.READY, 0) + counts[key].get(TaskState.BACKOFF, 0),
+            queued=sum(counts[key].get(s, 0) for s in (TaskState.DISPATCHING, TaskState.QUEUED)),
+            running=counts[key].get(TaskState.RUNNING, 0),
+            oldest_wait=_age(time, oldest.get(key)),
+            rate=rates.get(key, 0) / ask.LATELY,
+        )
+        for key in keys
+    ]
+
+
+async def _by_key(connection: AsyncConnection, statement: sa.Select[Any]) -> dict[str, Any]:
+    return {row[0]: row[1] for row in await connection.execute(statement)}
+
+
+def _age(time: datetime, since: datetime | None) -> float | None:
+    return None if since is None else max((time - since).total_seconds(), 0.0)
+
+
+def _offer(row: sa.Row[Any]) -> Offer | None:
+    if row.offer is None:
+        return None
+    offer = orjson.loads(row.offer)
+    return Offer(key=row.task_key, **{**offer, "types": tuple(offer["types"])})
+
+
+def _worker(row: sa.Row[Any]) -> WorkerState:
+    return WorkerState(
+        id=row.id,
+        host=row.host,
+        pid=row.pid,
+        slots=row.slots,
+        task_keys=tuple(orjson.loads(row.task_keys)),
+        running=tuple(orjson.loads(row.running)),
+        seen_at=_utc(row.seen_at),
+        since=_utc(row.since),
+    )
+
+
+def _utc(time: datetime) -> datetime:
+    return time.replace(tzinfo=UTC)
+
+
+def _maybe_utc(time: datetime | None) -> datetime | None:
+    return None if time is None else _utc(time)

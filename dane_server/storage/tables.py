@@ -1,0 +1,234 @@
+"""The tables. `migrations/` creates exactly these; a test compares the two."""
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeEngine
+
+from dane_core.states import JobStatus, TaskState
+
+metadata: Final = sa.MetaData()
+
+
+def _on_mariadb(portable: TypeEngine[Any], precise: TypeEngine[Any]) -> TypeEngine[Any]:
+    return portable.with_variant(precise, "mysql", "mariadb")
+
+
+def _ascii(length: int) -> TypeEngine[Any]:
+    """Keys and ids: compared byte by byte, so that no two of them collide."""
+    return _on_mariadb(
+        sa.String(length), mysql.VARCHAR(length, charset="ascii", collation="ascii_bin")
+    )
+
+
+def _text(length: int) -> TypeEngine[Any]:
+    """People's words, compared byte by byte, spaces at the end included."""
+    return _on_mariadb(
+        sa.String(length),
+        mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_nopad_bin"),
+    )
+
+
+#: Documents are JSON in a text column: MariaDB's JSON type refuses nesting deeper than 31.
+LONG: Final = _on_mariadb(sa.Text(), mysql.LONGTEXT(charset="utf8mb4"))
+ID: Final = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+TIME: Final = _on_mariadb(sa.DateTime(), mysql.DATETIME(fsp=6))
+REAL: Final = _on_mariadb(sa.Float(), mysql.DOUBLE())
+_INNODB: Final[dict[str, Any]] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
+
+
+def _id(name: str = "id", *, auto: bool = False, key: bool = True) -> sa.Column[int]:
+    return sa.Column(name, ID, primary_key=key, autoincrement=auto, nullable=False)
+
+
+def _number(name: str, default: int = 0) -> sa.Column[int]:
+    return sa.Column(name, sa.Integer, nullable=False, server_default=str(default))
+
+
+def _flag(name: str) -> sa.Column[bool]:
+    return sa.Column(name, sa.Boolean, nullable=False, server_default="0")
+
+
+def _time(name: str, *, nullable: bool = True) -> sa.Column[Any]:
+    return sa.Column(name, TIME, nullable=nullable)
+
+
+#: The status follows from the counters, so the two can never disagree.
+STATUS_SQL: Final = (
+    "CASE"
+    f" WHEN succeeded + forgiven + skipped = total THEN '{JobStatus.SUCCEEDED}'"
+    f" WHEN paused = 1 THEN '{JobStatus.PAUSED}'"
+    f" WHEN active > 0 AND started_at IS NULL THEN '{JobStatus.ACCEPTED}'"
+    f" WHEN active > 0 THEN '{JobStatus.RUNNING}'"
+    f" WHEN cancelled > 0 THEN '{JobStatus.CANCELLED}'"
+    f" ELSE '{JobStatus.FAILED}' END"
+)
+
+sources: Final = sa.Table(
+    "source",
+    metadata,
+    sa.Column("source_id", _text(255), primary_key=True),
+    sa.Column("source_url", LONG, nullable=False),
+    **_INNODB,
+)
+
+jobs: Final = sa.Table(
+    "job",
+    metadata,
+    _id(auto=True),
+    sa.Column("source_id", _text(255), nullable=False),
+    sa.Column("source_url", LONG, nullable=False),
+    sa.Column("type", _ascii(32)),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("metadata", LONG, nullable=False),
+    sa.Column("shared", LONG, nullable=False),
+    sa.Column("tree", LONG, nullable=False),
+    _flag("paused"),
+    _flag("cancelling"),  # a cancellation is under way; its tasks are not sent
+    # Where its tasks are; those not counted here are blocked.
+    _number("total"),
+    _number("active"),
+    _number("held"),
+    _number("succeeded"),
+    _number("failed"),
+    _number("forgiven"),
+    _number("cancelled"),
+    _number("skipped"),
+    _time("created_at", nullable=False),
+    _time("started_at"),
+    _time("finished_at"),
+    sa.Column("status", _ascii(12), sa.Computed(STATUS_SQL, persisted=True)),
+    sa.Index("job_status", "status", "id"),
+    sa.Index("job_source", "source_id", "id"),
+    sqlite_autoincrement=True,
+    **_INNODB,
+)
+
+#: Tasks, and the joins between blocks of them (`task_key` is null): both are nodes of the
+#: graph, so one loop releases them. A task row is its own outbox: READY asks to be sent.
+tasks: Final = sa.Table(
+    "task",
+    metadata,
+    _id(auto=True),
+    _id("job_id", key=False),
+    _number("seq"),
+    sa.Column("task_key", _ascii(100)),
+    sa.Column("name", _text(100)),
+    sa.Column("args", LONG),
+    _number("rank", 9),  # 10 - priority: one ascending index gives the order of sending
+    sa.Column("timeout", REAL),
+    sa.Column("retry", _ascii(200)),
+    _flag("allow_failure"),
+    _flag("solo"),  # the only task of its key in the job
+    sa.Column("state", _ascii(12), nullable=False, server_default=TaskState.BLOCKED.value),
+    sa.Column("outcome", sa.Integer),
+    sa.Column("message", LONG),
+    _number("attempt", 1),
+    _number("dispatch"),
+    _number("tries"),  # attempts that failed for now since a person last asked for one
+    _number("pending"),  # predecessors that are not done
+    _number("fanin"),  # predecessors, joins included
+    _number("fanout"),  # successors, joins included
+    _flag("released"),  # has let its successors go
+    sa.Column("worker", _text(200)),
+    sa.Column("progress", REAL),
+    _time("due_at"),
+    _time("queued_at"),
+    _time("started_at"),
+    _time("finished_at"),
+    sa.Index("task_ready", "state", "task_key", "rank", "id"),
+    sa.Index("task_due", "state", "due_at"),
+    sa.Index("task_job", "job_id", "state", "seq"),
+    sqlite_autoincrement=True,
+    **_INNODB,
+)
+
+edges: Final = sa.Table(
+    "edge",
+    metadata,
+    _id("src"),
+    _id("dst"),
+    _flag("reopened"),  # src is done once already, but was asked to do it again before dst ran
+    sa.Index("edge_back", "dst", "src"),
+    **_INNODB,
+)
+
+attempts: Final = sa.Table(
+    "attempt",
+    metadata,
+    _id("task_id"),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("worker", _text(200)),
+    _number("outcome"),
+    sa.Column("message", LONG),
+    _time("queued_at"),
+    _time("started_at"),
+    _time("finished_at", nullable=False),
+    sa.Column("runtime", REAL),
+    sa.Index("attempt_finished", "finished_at"),
+    **_INNODB,
+)
+
+answers: Final = sa.Table(
+    "answer",
+    metadata,
+    _id("task_id"),
+    _id("job_id", key=False),
+    sa.Column("task_key", _ascii(100), nullable=False),
+    _flag("solo"),
+    _number("attempt"),
+    sa.Column("body", LONG, nullable=False),
+    sa.Index("answer_job", "job_id", "solo"),
+    **_INNODB,
+)
+
+workers: Final = sa.Table(
+    "worker",
+    metadata,
+    sa.Column("id", _text(200), primary_key=True),
+    sa.Column("host", _text(255), nullable=False),
+    _number("pid"),
+    _number("slots"),
+    sa.Column("inbox", _ascii(255), nullable=False),
+    sa.Column("task_keys", LONG, nullable=False),
+    sa.Column("running", LONG, nullable=False),
+    _time("seen_at", nullable=False),
+    _time("since", nullable=False),
+    **_INNODB,
+)
+
+task_keys: Final = sa.Table(
+    "task_key",
+    metadata,
+    sa.Column("task_key", _ascii(100), primary_key=True),
+    _flag("paused"),
+    sa.Column("offer", LONG),
+    **_INNODB,
+)
+
+once: Final = sa.Table(
+    "once",
+    metadata,
+    sa.Column("request_key", _ascii(255), primary_key=True),
+    sa.Column("digest", _ascii(64), nullable=False),
+    _id("job_id", key=False),
+    _time("created_at", nullable=False),
+    **_INNODB,
+)
+
+#: Deleted jobs whose tasks are still being removed, some at a time.
+deletions: Final = sa.Table(
+    "deletion",
+    metadata,
+    _id("job_id"),
+    **_INNODB,
+)
+
+secrets: Final = sa.Table(
+    "secret",
+    metadata,
+    sa.Column("name", _ascii(32), primary_key=True),
+    sa.Column("value", _ascii(128), nullable=False),
+    **_INNODB,
+)

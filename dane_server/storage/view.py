@@ -1,0 +1,171 @@
+"""What the store gives and takes: views and queries of the reader, work for the writer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from dane_core.job import Attempt, Job, JobId, Task, TaskId
+from dane_core.message import Answer, Offer
+from dane_core.spec import JobSpec
+from dane_core.states import JobStatus, TaskState
+from dane_server.graph import Graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """A job with its tasks in the order of the specification, and their answers."""
+
+    job: Job
+    tree: Any  # the specification's nesting, each task replaced by its `seq`
+    tasks: Sequence[Task]
+    answers: Mapping[TaskId, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobQuery:
+    """Which jobs to list. Every condition given must hold."""
+
+    statuses: frozenset[JobStatus] = frozenset()
+    state: int | None = None  # some task shows this number
+    task_key: str | None = None  # some task has this key
+    source_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    since: datetime | None = None  # created at or after
+    until: datetime | None = None  # created before
+    limit: int = 50
+    after: str | None = None  # the `next` of the page before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Jobs, newest first; `next` asks for the page after this one."""
+
+    jobs: Sequence[Job]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskView:
+    """A task with its job, the attempts that ended, and its answer."""
+
+    task: Task
+    job: Job
+    attempts: Sequence[Attempt]
+    answer: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerState:
+    """A worker that has been heard of lately."""
+
+    id: str
+    host: str
+    pid: int
+    slots: int
+    task_keys: tuple[str, ...]
+    running: tuple[TaskId, ...]
+    seen_at: datetime
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyState:
+    """A task key: who can do it, and how much of it there is."""
+
+    key: str
+    paused: bool
+    offer: Offer | None  # None until a worker has announced itself for it
+    workers: Sequence[WorkerState]
+    waiting: int  # 422: for a worker
+    ready: int  # for a place in the window
+    queued: int
+    running: int
+    oldest_wait: float | None  # seconds
+    rate: float  # attempts ended per second over the last five minutes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """The facts that decide why a task is not running now."""
+
+    task: Task
+    job: Job
+    key: KeyState
+    open_predecessors: Sequence[Task]  # the first ten
+    ahead: int  # tasks of this key that go before it
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """Answers of earlier tasks, in graph order."""
+
+    answers: Sequence[tuple[Task, Mapping[str, Any]]]
+    next: int | None  # ask again with this as `after_seq`; None: that was all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Once:
+    """An Idempotency-Key and the request it stands for (`digest`: sha256 of the body, hex)."""
+
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """A job that was stored, now or by an earlier request with the same key."""
+
+    job_id: JobId
+    replayed: bool
+
+
+# --- what the writer takes and gives --------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to store: its specification, compiled, and where its files go."""
+
+    spec: JobSpec
+    graph: Graph
+    shared: Mapping[str, str]
+    once: Once | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A task taken for sending. `dispatch` is the number of the sending to come."""
+
+    task_id: TaskId
+    job_id: JobId
+    key: str
+    name: str | None
+    args: Mapping[str, Any]
+    priority: int
+    timeout: float | None
+    attempt: int
+    dispatch: int
+    fanin: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobHead:
+    """What every message of a job's tasks carries."""
+
+    id: JobId
+    source_id: str
+    source_url: str
+    type: str | None
+    metadata: Mapping[str, Any]
+    shared: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What became of a batch of answers."""
+
+    settled: Mapping[TaskId, TaskState]
+    late: Sequence[Answer]  # duplicates, superseded attempts, tasks settled or deleted before
+    ready: Sequence[TaskId]  # what they were holding up
