@@ -1,0 +1,299 @@
+"""What the API answers with: its shapes, as OpenAPI publishes them and mypy checks them.
+
+Members that are `NotRequired` are ours. They are left out of answers in DANE 0.1's exact shape.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, NotRequired
+
+import orjson
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from dane_core.states import JobStatus, TaskState
+from dane_server.api.problems import FaultBody
+
+PREFIX: Final = "/DANE"
+
+
+class RetryBody(TypedDict):
+    """How often and how soon a task that failed for now is tried again; times in seconds."""
+
+    limit: int
+    delay: float
+    factor: float
+    max_delay: float
+
+
+class TaskMembers(TypedDict):
+    """A task as DANE 0.1 shows it, and what its specification said beyond its key."""
+
+    task_key: str
+    task_id: int
+    task_state: int
+    task_msg: str
+    job_id: int
+    name: NotRequired[str]
+    args: NotRequired[Mapping[str, Any]]
+    priority: NotRequired[int]
+    timeout: NotRequired[float]
+    retry: NotRequired[RetryBody]
+    allow_failure: NotRequired[bool]
+
+
+class TaskRowMembers(TaskMembers):
+    """A task in the list of its job's tasks: also how it is doing. Times are UTC."""
+
+    seq: int  # its place in the specification, from 0
+    status: TaskState
+    attempt: int
+    worker: str | None
+    progress: float | None  # from 0 to 1
+    due_at: datetime | None
+    queued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class TaskRow(TypedDict):
+    """A task in a list."""
+
+    Task: TaskRowMembers
+
+
+class AttemptBody(TypedDict):
+    """One try at a task that has ended. `runtime` in seconds, by the worker's clock."""
+
+    number: int
+    worker: str | None
+    state: int
+    message: str
+    queued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime
+    runtime: float | None
+
+
+class TaskDetail(TaskRowMembers):
+    """A task by itself: also the attempts that ended, and its answer."""
+
+    attempts: list[AttemptBody]
+    response: Mapping[str, Any] | None
+    links: Mapping[str, str]
+
+
+class TaskAnswer(TypedDict):
+    """A task by itself; in the exact shape of DANE 0.1 without what is ours."""
+
+    Task: TaskDetail | TaskMembers
+
+
+class TasksPage(TypedDict):
+    """Tasks of a job in the order of its specification; `next` is the page after this one."""
+
+    tasks: list[TaskRow]
+    next: str | None
+
+
+class CountsBody(TypedDict):
+    """How many tasks are where; they add up to `total`."""
+
+    total: int
+    blocked: int
+    held: int
+    active: int
+    succeeded: int
+    failed: int
+    forgiven: int  # failed, but allowed to
+    cancelled: int
+    skipped: int
+
+
+class JobHead(TypedDict):
+    """A job without its tasks. Times are UTC."""
+
+    job_id: int
+    source_url: str
+    source_id: str
+    metadata: Mapping[str, Any]
+    priority: int
+    type: NotRequired[str | None]
+    status: NotRequired[JobStatus]
+    state: NotRequired[int]  # that of its furthest unfinished task
+    paused: NotRequired[bool]
+    counts: NotRequired[CountsBody]
+    created_at: NotRequired[datetime]
+    started_at: NotRequired[datetime | None]
+    finished_at: NotRequired[datetime | None]
+    links: NotRequired[Mapping[str, str]]
+
+
+class JobAnswer(JobHead):
+    """A job. `tasks` and `response` are left out with `?tasks=false`.
+
+    `tasks` nests as the specification did, each task being `{"Task": {…}}`. `response` has
+    `SHARED`, and by task key the answers that have come: the answer itself where one task has
+    that key; else a list in graph order, with null for each task that has not answered.
+    """
+
+    tasks: NotRequired[Mapping[str, Any]]
+    response: NotRequired[Mapping[str, Any]]
+
+
+class JobsPage(TypedDict):
+    """Jobs, newest first; `next` is the page after this one."""
+
+    jobs: list[JobHead]
+    next: str | None
+
+
+class JobIds(TypedDict):
+    """Ids of jobs, oldest first."""
+
+    jobs: list[int]
+
+
+class LineAnswer(TypedDict):
+    """What became of one specification of many: its id, or the members of a problem."""
+
+    line: int
+    status: int
+    job_id: NotRequired[int]
+    type: NotRequired[str]
+    title: NotRequired[str]
+    detail: NotRequired[str]
+    errors: NotRequired[list[FaultBody]]
+
+
+class ExplanationBody(TypedDict):
+    """Why a task is not running now: a code, a sentence for people, and the facts as data."""
+
+    task_id: int
+    reason: str
+    sentence: str
+    data: Mapping[str, Any]
+
+
+class UpstreamItem(TypedDict):
+    """The answer of an earlier task."""
+
+    task_id: int
+    task_key: str
+    name: str | None
+    seq: int
+    response: Mapping[str, Any]
+
+
+class UpstreamPage(TypedDict):
+    """Answers of earlier tasks in graph order; `next` is the `after` of the next page."""
+
+    answers: list[UpstreamItem]
+    next: int | None
+
+
+class WorkerBody(TypedDict):
+    """A worker that has been heard of lately."""
+
+    worker: str
+    host: str
+    pid: int
+    slots: int
+    task_keys: list[str]
+    running: list[int]  # task ids
+    seen_at: datetime
+    since: datetime
+
+
+class KeyBody(TypedDict):
+    """A task key: who can do it, and how much of it there is.
+
+    `waiting` tasks wait for a worker, `ready` ones for a place in the window. `queue` is what
+    the broker has: its messages and consumers, or null where there is no queue or no broker.
+    `oldest_wait` in seconds; `rate` in attempts ended per second over the last five minutes.
+    """
+
+    task_key: str
+    paused: bool
+    types: list[str]
+    description: str
+    version: str
+    args_schema: Mapping[str, Any] | None
+    waiting: int
+    ready: int
+    queued: int
+    running: int
+    oldest_wait: float | None
+    rate: float
+    queue: "QueueBody | None"
+    workers: list[WorkerBody]
+
+
+class QueueBody(TypedDict):
+    """A queue at this moment."""
+
+    name: str
+    messages: int
+    consumers: int
+
+
+class WorkersBody(TypedDict):
+    """Every task key that is known."""
+
+    keys: list[KeyBody]
+
+
+class KeyActed(TypedDict):
+    """A task key after an operator's act."""
+
+    task_key: str
+    paused: bool
+
+
+class KeyRetried(TypedDict):
+    """How many tasks of a key run again."""
+
+    task_key: str
+    retried: int
+
+
+class ReadyBody(TypedDict):
+    """DANE 0.1's words for each part: "200 OK" or "502 Bad Gateway"."""
+
+    database: str
+    messagequeue: str
+    version: str
+
+
+class LimitsBody(TypedDict):
+    """What a specification may hold; sizes in bytes, texts in characters, and what states mean."""
+
+    tasks: int
+    depth: int
+    body: int
+    args: int
+    metadata: int
+    url: int
+    source_id: int
+    key: int
+    name: int
+    type: int
+    batch_body: int
+    page: int
+    priority: int
+    task_key: str
+    media_type: str
+    states: Mapping[str, str]
+
+
+class Answer(Response):
+    """JSON as the API writes it: UTC times, and no trip through Python's own encoder."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return dump(content)
+
+
+def dump(content: Any) -> bytes:
+    return orjson.dumps(content, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
