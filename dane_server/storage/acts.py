@@ -52,16 +52,19 @@ class Acts:
 
         await self._on_task(task_id, act)
 
-    async def force_task(self, task_id: TaskId) -> None:
-        """Run a task again whatever its state; its old attempt is fenced off."""
+    async def force_task(self, task_id: TaskId) -> int:
+        """Run a task again whatever its state; returns its old attempt, now fenced off."""
 
         async def act(connection: AsyncConnection, task: sa.Row[Any], tally: Tally) -> None:
             await _start_over(connection, [task], TaskState.READY, tally)
 
-        await self._on_task(task_id, act)
+        return await self._on_task(task_id, act)
 
-    async def reset_task(self, task_id: TaskId) -> None:
-        """Hold a task until a predecessor finishes again, or its job is retried."""
+    async def reset_task(self, task_id: TaskId) -> int:
+        """Hold a task until its predecessors finish again, or its job is retried.
+
+        Returns its old attempt, now fenced off.
+        """
 
         async def act(connection: AsyncConnection, task: sa.Row[Any], tally: Tally) -> None:
             if task.pending > 0:
@@ -70,18 +73,19 @@ class Acts:
                 await _start_over(connection, [task], TaskState.HELD, tally)
                 await reopen_before(connection, task.id)
 
-        await self._on_task(task_id, act)
+        return await self._on_task(task_id, act)
 
-    async def _on_task(self, task_id: TaskId, act: Callable[..., Any]) -> None:
-        async def unit(connection: AsyncConnection) -> None:
+    async def _on_task(self, task_id: TaskId, act: Callable[..., Any]) -> int:
+        async def unit(connection: AsyncConnection) -> int:
             task = (await connection.execute(sql.one_task(task_id))).one_or_none()
             if task is None or not await _living(connection, task.job_id):
                 raise NotFound("task", task_id)
             tally = Tally()
             await act(connection, task, tally)
             await tally.write(connection)
+            return int(task.attempt)
 
-        await self._store.write(unit)
+        return await self._store.write(unit)
 
     # --- one job ------------------------------------------------------------------------
 

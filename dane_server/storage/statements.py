@@ -89,10 +89,9 @@ def add_edges() -> sa.Insert:
 
 def keys_ready() -> sa.Select[Any]:
     """Task keys that have something to send, and are not paused."""
-    paused = sa.select(task_keys.c.task_key).where(task_keys.c.paused)
     return (
         sa.select(tasks.c.task_key)
-        .where(tasks.c.state == TaskState.READY, tasks.c.task_key.not_in(paused))
+        .where(tasks.c.state == TaskState.READY, tasks.c.task_key.not_in(paused_keys()))
         .distinct()
     )
 
@@ -460,6 +459,10 @@ def change_task_key(key: str) -> sa.Update:
     return sa.update(task_keys).where(task_keys.c.task_key == key)
 
 
+def paused_keys() -> sa.Select[Any]:
+    return sa.select(task_keys.c.task_key).where(task_keys.c.paused)
+
+
 def routable_again(keys: Sequence[str]) -> sa.Update:
     """A queue was bound for these keys: what waited for a worker may go."""
     return (
@@ -492,9 +495,14 @@ def ready_again(ids: Sequence[int], state: TaskState) -> sa.Update:
 
 
 def next_due() -> sa.Select[Any]:
-    """Seconds until the next task has to be looked at."""
-    waiting = [TaskState.BACKOFF, TaskState.UNROUTABLE, TaskState.DISPATCHING]
-    return sa.select(sa.func.min(tasks.c.due_at), now()).where(tasks.c.state.in_(_names(waiting)))
+    """When the next task has to be looked at, and the time now."""
+    waiting = [TaskState.BACKOFF, TaskState.UNROUTABLE, TaskState.DISPATCHING, TaskState.READY]
+    first = (
+        sa.select(sa.func.min(tasks.c.due_at))
+        .where(tasks.c.state.in_(_names(waiting)), tasks.c.due_at > now())
+        .scalar_subquery()
+    )
+    return sa.select(sa.type_coerce(first, tasks.c.due_at.type), now())
 
 
 def lost_with_the_exchange(limit: int) -> sa.Select[Any]:

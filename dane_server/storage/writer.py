@@ -186,10 +186,10 @@ class Writer:
 
         return await self._store.read(unit)
 
-    async def see_workers(self, hellos: Sequence[Hello]) -> None:
-        """Note which workers are here, what they offer, and what they run."""
+    async def see_workers(self, hellos: Sequence[Hello]) -> frozenset[str]:
+        """Note which workers are here, what they offer and run; returns the paused keys."""
 
-        async def unit(connection: AsyncConnection) -> None:
+        async def unit(connection: AsyncConnection) -> frozenset[str]:
             for hello in hellos:
                 seen = await connection.execute(
                     sql.see_worker(hello.worker).values(running=_running(hello))
@@ -198,8 +198,9 @@ class Writer:
                     await connection.execute(sql.add_worker().values(**_worker_row(hello)))
                 if hello.fresh:
                     await _note_offers(connection, hello.offers)
+            return frozenset(await connection.scalars(sql.paused_keys()))
 
-        await self._store.write(unit)
+        return await self._store.write(unit)
 
     async def forget_worker(self, worker: str) -> None:
         async def unit(connection: AsyncConnection) -> None:
@@ -227,6 +228,15 @@ class Writer:
             return moved
 
         return await self._store.write(unit)
+
+    async def next_due(self) -> float | None:
+        """Seconds until the next task has to be looked at; None when none waits for a time."""
+
+        async def unit(connection: AsyncConnection) -> float | None:
+            due, time = (await connection.execute(sql.next_due())).one()
+            return None if due is None else float((due - time).total_seconds())
+
+        return await self._store.read(unit)
 
     async def route_again(self, keys: Sequence[str]) -> int:
         """A worker has bound these keys: what waited for one is ready. Returns how many."""

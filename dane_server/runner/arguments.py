@@ -1,0 +1,93 @@
+"""Checks the `args` of tasks against the schemas that their workers have announced."""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, Final
+
+import orjson
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+
+from dane_core.errors import BadSpec, Fault
+from dane_server.graph import Graph
+from dane_server.storage.reader import Reader
+
+_FAULTS: Final = 100
+
+
+class Arguments:
+    """Knows the schemas of task keys; a key that no worker has announced takes anything."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._validators: dict[bytes, Draft202012Validator | None] = {}
+
+    async def check(self, graph: Graph) -> None:
+        """Check every task of a job. Raises: BadSpec, with all faults and their paths."""
+        schemas = await self._reader.schemas({task.key for task in graph.tasks})
+        if not schemas:
+            return
+        wrong = {
+            seq: faults
+            for seq, task in enumerate(graph.tasks)
+            if task.key in schemas and (faults := self._faults(schemas[task.key], task.args))
+        }
+        if wrong:
+            raise BadSpec(list(islice(_placed(wrong, graph.tree), _FAULTS)))
+
+    def _faults(self, schema: Mapping[str, Any], args: Mapping[str, Any]) -> list[Fault]:
+        validator = self._validator(schema)
+        if validator is None:
+            return []
+        return [
+            Fault("".join(_step(step) for step in error.absolute_path), error.message[:500])
+            for error in validator.iter_errors(dict(args))
+        ]
+
+    def _validator(self, schema: Mapping[str, Any]) -> Draft202012Validator | None:
+        written = orjson.dumps(schema)
+        if written not in self._validators:
+            if len(self._validators) > 1000:
+                self._validators.clear()
+            self._validators[written] = _usable(schema)
+        return self._validators[written]
+
+
+def _usable(schema: Mapping[str, Any]) -> Draft202012Validator | None:
+    """A worker that announces nonsense does not stop others from submitting."""
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError:
+        return None
+    return Draft202012Validator(schema)
+
+
+def _step(step: str | int) -> str:
+    return f"[{step}]" if isinstance(step, int) else f".{step}"
+
+
+def _placed(wrong: Mapping[int, list[Fault]], tree: Any) -> Iterator[Fault]:
+    for seq, path in _task_paths(tree):
+        for fault in wrong.get(seq, ()):
+            yield Fault(f"{path}.Task.args{fault.path}", fault.message)
+
+
+def _task_paths(tree: Any) -> Iterator[tuple[int, str]]:
+    """Where each task stands in the specification, in order."""
+    stack: list[tuple[Any, str]] = [(tree, "tasks")]
+    while stack:
+        node, path = stack.pop()
+        if isinstance(node, int):
+            yield node, path
+            continue
+        [(kind, parts)] = node.items()
+        if isinstance(parts, list):
+            inside = [(part, f"{path}.{kind}[{place}]") for place, part in enumerate(parts)]
+        else:
+            inside = [_entry(part, f"{path}.{kind}.{name}") for name, part in parts.items()]
+        stack.extend(reversed(inside))
+
+
+def _entry(part: Any, path: str) -> tuple[Any, str]:
+    waits = isinstance(part, dict) and "after" in part
+    return (part["task"], f"{path}.task") if waits else (part, path)

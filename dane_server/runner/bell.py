@@ -1,0 +1,39 @@
+"""Tells the dispatcher that there may be something to send: in this process, or elsewhere."""
+
+import asyncio
+from typing import Protocol
+
+from dane_core.exchange.base import Exchange
+from dane_core.message import Nudge
+from dane_core.routing import RESPONSE_QUEUE
+
+
+class Bell(Protocol):
+    """Rung after something was committed. A ring that gets lost costs one sweep, not a task."""
+
+    async def ring(self) -> None: ...
+
+
+class LocalBell:
+    """The dispatcher runs in this process."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+
+    async def ring(self) -> None:
+        self._rung.set()
+
+    async def heard(self) -> None:
+        """Wait for a ring; several rings while nobody waited count as one."""
+        await self._rung.wait()
+        self._rung.clear()
+
+
+class RemoteBell:
+    """The runners are other processes: one of them hears it on the response queue."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def ring(self) -> None:
+        await self._exchange.send(RESPONSE_QUEUE, [Nudge().seal()])

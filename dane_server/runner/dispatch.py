@@ -1,0 +1,120 @@
+"""Sends what may run: claim in the store first, publish second, mark what was confirmed."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dane_core.errors import ExchangeUnreachable
+from dane_core.exchange.base import Exchange, Fate
+from dane_core.job import JobId
+from dane_core.message import TaskMessage
+from dane_core.routing import RESPONSE_QUEUE
+from dane_server.runner.bell import LocalBell
+from dane_server.runner.pace import Pace
+from dane_server.runner.ticket import Signer
+from dane_server.storage.reader import Reader
+from dane_server.storage.view import Claim, JobHead
+from dane_server.storage.writer import Writer
+
+logger = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """Moves ready tasks from the store into the exchange, the most urgent first."""
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        reader: Reader,
+        exchange: Exchange,
+        bell: LocalBell,
+        signer: Signer,
+        pace: Pace,
+    ) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._exchange = exchange
+        self._bell = bell
+        self._signer = signer
+        self._pace = pace
+
+    async def run(self) -> None:
+        """Send whenever the bell rings, until cancelled."""
+        while True:
+            while await self.send_some():
+                pass
+            await self._bell.heard()
+
+    async def send_some(self) -> bool:
+        """Send one batch of what is ready; false when there was nothing.
+
+        Raises: ExchangeUnreachable, without claiming anything, or when the exchange stopped
+        answering in the middle: then the leases of the claims bring the tasks back.
+        """
+        if not self._exchange.connected:
+            raise ExchangeUnreachable("no connection to the exchange")
+        pace = self._pace
+        claims = await self._writer.claim_ready(
+            window=pace.window, limit=pace.batch, lease=pace.lease
+        )
+        if not claims:
+            return False
+        heads = await self._reader.heads(claim.job_id for claim in claims)
+        claims = [claim for claim in claims if claim.job_id in heads]
+        messages = await self._messages(claims, heads)
+        fates = await self._exchange.publish(
+            [(message.routing_key, message.seal(RESPONSE_QUEUE)) for message in messages]
+        )
+        await self._mark(claims, fates)
+        return True
+
+    async def _messages(
+        self, claims: Sequence[Claim], heads: Mapping[JobId, JobHead]
+    ) -> list[TaskMessage]:
+        responses = await self._reader.responses(claims)
+        sent_at = time.time()
+        return [
+            self._message(claim, heads[claim.job_id], responses[claim.task_id], sent_at)
+            for claim in claims
+        ]
+
+    def _message(
+        self,
+        claim: Claim,
+        head: JobHead,
+        response: tuple[Mapping[str, Any], bool],
+        sent_at: float,
+    ) -> TaskMessage:
+        answers, partial = response
+        return TaskMessage(
+            ticket=self._signer.ticket(claim.task_id, claim.attempt, claim.dispatch),
+            job_id=claim.job_id,
+            source_url=head.source_url,
+            source_id=head.source_id,
+            type=head.type,
+            priority=claim.priority,
+            metadata=head.metadata,
+            key=claim.key,
+            name=claim.name,
+            args=claim.args,
+            timeout=claim.timeout,
+            response={"SHARED": head.shared, **answers},
+            partial=partial,
+            sent_at=sent_at,
+        )
+
+    async def _mark(self, claims: Sequence[Claim], fates: Sequence[Fate]) -> None:
+        by_fate: dict[Fate, list[Claim]] = {fate: [] for fate in Fate}
+        for claim, fate in zip(claims, fates, strict=True):
+            by_fate[fate].append(claim)
+        await self._writer.mark_sent(
+            by_fate[Fate.ROUTED], by_fate[Fate.UNROUTABLE], again=self._pace.route_again
+        )
+        for key in sorted({claim.key for claim in by_fate[Fate.UNROUTABLE]}):
+            logger.warning("no queue is bound to %s: its tasks wait for a worker", key)
+        if by_fate[Fate.UNKNOWN]:
+            raise ExchangeUnreachable(
+                f"{len(by_fate[Fate.UNKNOWN])} messages were not confirmed in time"
+            )

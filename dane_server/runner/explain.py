@@ -1,0 +1,144 @@
+"""Says why a task is not running now: one reason, in a sentence and as data. Pure."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from dane_core.routing import work_queue
+from dane_core.states import TaskState
+from dane_server.storage.view import Situation
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The binding reason. `reason` is a word for programs, `sentence` is for people."""
+
+    reason: str
+    sentence: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def explain(situation: Situation) -> Explanation:
+    """Find the one thing that has to change before the task runs or, if it runs, say so."""
+    task = situation.task
+    return _EXPLAINED[task.state](situation)
+
+
+def _settled(situation: Situation) -> Explanation:
+    task = situation.task
+    when = f" at {_clock(task.finished_at)}" if task.finished_at else ""
+    sentence = f"It {_ENDINGS[task.state]}{when}: {task.number} {task.text}."
+    if task.state is not TaskState.SUCCEEDED:
+        sentence += " It runs again when it, or its job, is retried."
+    return Explanation(task.state.value, sentence, {"number": task.number})
+
+
+def _running(situation: Situation) -> Explanation:
+    task = situation.task
+    since = f" since {_clock(task.started_at)}" if task.started_at else ""
+    done = f", {task.progress:.0%} done" if task.progress is not None else ""
+    sentence = f"It is running on {task.worker}{since}{done}."
+    return Explanation("running", sentence, {"worker": task.worker, "progress": task.progress})
+
+
+def _blocked(situation: Situation) -> Explanation:
+    task, before = situation.task, situation.open_predecessors
+    names = ", ".join(f"{one.name or one.key} (task {one.id}, {one.state})" for one in before[:3])
+    more = task.pending > len(before[:3])
+    sentence = f"It waits for {names or 'its predecessors'}{' and others' if more else ''}."
+    failed = [one for one in before if one.state in (TaskState.FAILED, TaskState.CANCELLED)]
+    if failed:
+        sentence += f" {failed[0].name or failed[0].key} {failed[0].state}: retry it, or the job."
+    data = {"waits_for": [one.id for one in before], "pending": task.pending}
+    return Explanation("predecessors", sentence, data)
+
+
+def _held(situation: Situation) -> Explanation:
+    sentence = (
+        "It was reset: it runs once its predecessors finish again, or when it or its job is "
+        "retried."
+    )
+    return Explanation("reset", sentence, {"pending": situation.task.pending})
+
+
+def _ready(situation: Situation) -> Explanation:
+    task, job, key = situation.task, situation.job, situation.key
+    if job.paused:
+        return Explanation("job_paused", f"Job {job.id} is paused.", {"job_id": job.id})
+    if key.paused:
+        return Explanation("key_paused", f"Tasks of {key.key} are paused.", {"task_key": key.key})
+    if task.due_at and task.due_at > situation.now:
+        sentence = f"A worker refused it for now; it is sent again at {_clock(task.due_at)}."
+        return Explanation("refused", sentence, {"due_at": task.due_at.isoformat()})
+    sentence = (
+        f"It is ready, and waits for a place among the {key.queued} tasks of {key.key} that are "
+        f"in the queue; {situation.ahead} go before it."
+    )
+    return Explanation("window", sentence, {"ahead": situation.ahead, "queued": key.queued})
+
+
+def _dispatching(situation: Situation) -> Explanation:
+    until = situation.task.due_at
+    sentence = "It is being sent to the exchange"
+    sentence += f"; should that fail, it is sent again at {_clock(until)}." if until else "."
+    return Explanation("dispatching", sentence, {"sending": situation.task.dispatch})
+
+
+def _queued(situation: Situation) -> Explanation:
+    key, ahead = situation.key, situation.ahead
+    if not key.workers:
+        sentence = f"It is in queue {work_queue(key.key)}, and no worker for it is alive."
+        return Explanation("no_live_worker", sentence, {"task_key": key.key})
+    busy = f"{len(key.workers)} workers, {key.running} tasks running"
+    sentence = f"It is in queue {work_queue(key.key)} with {ahead} before it ({busy})."
+    data = {"ahead": ahead, "workers": len(key.workers), "running": key.running}
+    return Explanation("queued", sentence, data)
+
+
+def _unroutable(situation: Situation) -> Explanation:
+    key = situation.key.key
+    types = situation.key.offer.types if situation.key.offer else ()
+    media_type = situation.job.type or "unknown"
+    if types and media_type not in types:
+        sentence = (
+            f"Workers for {key} take only {', '.join(types)}, and this source is of type "
+            f"{media_type}. It goes as soon as a worker binds {media_type}.{key}."
+        )
+    else:
+        sentence = f"No queue is bound to {key}. It goes as soon as a worker for {key} starts."
+    return Explanation("no_worker", sentence, {"task_key": key, "type": media_type})
+
+
+def _backoff(situation: Situation) -> Explanation:
+    task = situation.task
+    sentence = f"It failed for now ({task.number} {task.text})"
+    sentence += f"; attempt {task.attempt} begins at {_clock(task.due_at)}." if task.due_at else "."
+    due = task.due_at.isoformat() if task.due_at else None
+    return Explanation("backoff", sentence, {"due_at": due, "attempt": task.attempt})
+
+
+def _clock(time: datetime | None) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC" if time else "an unknown time"
+
+
+_ENDINGS: Final = {
+    TaskState.SUCCEEDED: "succeeded",
+    TaskState.FAILED: "failed",
+    TaskState.CANCELLED: "was cancelled",
+    TaskState.SKIPPED: "was skipped",
+}
+_EXPLAINED: Final[Mapping[TaskState, Callable[[Situation], Explanation]]] = {
+    TaskState.BLOCKED: _blocked,
+    TaskState.HELD: _held,
+    TaskState.READY: _ready,
+    TaskState.DISPATCHING: _dispatching,
+    TaskState.QUEUED: _queued,
+    TaskState.RUNNING: _running,
+    TaskState.UNROUTABLE: _unroutable,
+    TaskState.BACKOFF: _backoff,
+    TaskState.SUCCEEDED: _settled,
+    TaskState.FAILED: _settled,
+    TaskState.CANCELLED: _settled,
+    TaskState.SKIPPED: _settled,
+}

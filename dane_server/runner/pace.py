@@ -1,0 +1,16 @@
+"""How much and how often: the runner's numbers in one place."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Starting values, to be set by measurement."""
+
+    window: int = 1000  # messages of one key in the exchange at most; the store keeps the rest
+    batch: int = 500  # tasks claimed, or answers recorded, in one transaction at most
+    lease: timedelta = timedelta(seconds=15)  # claimed, not confirmed: claimed again after this
+    sweep: timedelta = timedelta(seconds=5)  # somebody looks at what is due at least this often
+    route_again: timedelta = timedelta(seconds=30)  # try an unroutable task again
+    silence: timedelta = timedelta(seconds=60)  # a worker not heard of for this long is gone

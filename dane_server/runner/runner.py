@@ -1,0 +1,85 @@
+"""The runner: every write to the store goes through here."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from dane_core.errors import DaneError
+from dane_core.exchange.base import Exchange
+from dane_core.spec import JobSpec
+from dane_server.runner.arguments import Arguments
+from dane_server.runner.bell import LocalBell, RemoteBell
+from dane_server.runner.dispatch import Dispatcher
+from dane_server.runner.operate import Operator
+from dane_server.runner.pace import Pace
+from dane_server.runner.record import Recorder
+from dane_server.runner.submit import Folders, Submissions
+from dane_server.runner.sweep import Sweeper
+from dane_server.runner.ticket import SIGNING_KEY, Signer, new_secret
+from dane_server.storage.acts import Acts
+from dane_server.storage.reader import Reader
+from dane_server.storage.view import Once, Submitted
+from dane_server.storage.writer import Writer
+
+
+class Runner(Operator):
+    """Moves jobs: takes them in, sends their tasks, records answers, carries out acts.
+
+    One that is `remote` takes jobs and acts only, and leaves the moving to runners in other
+    processes; `loops` of the others are to be kept running.
+    """
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        reader: Reader,
+        acts: Acts,
+        exchange: Exchange,
+        folders: Folders,
+        pace: Pace,
+        remote: bool = False,
+    ) -> None:
+        local = LocalBell()
+        bell = RemoteBell(exchange) if remote else local
+        super().__init__(acts, exchange, bell)
+        self._submissions = Submissions(writer, Arguments(reader), bell, folders)
+        self._writer = writer
+        self._reader = reader
+        self._pace = pace
+        self._local = local
+        self._remote = remote
+
+    async def submit(self, spec: JobSpec, *, once: Once | None = None) -> Submitted:
+        """Store a job; it is durable when this returns.
+
+        Raises: BadSpec (args that do not fit a worker's schema), SourceConflict, KeyReused,
+        StoreUnreachable.
+        """
+        return await self._submissions.submit(spec, once=once)
+
+    async def submit_many(self, specs: Sequence[JobSpec]) -> list[Submitted | DaneError]:
+        """Store many jobs in one transaction; in place of a bad one stands what is wrong."""
+        return await self._submissions.submit_many(specs)
+
+    async def loops(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """The services that move jobs, by name; each runs until cancelled."""
+        if self._remote:
+            return {}
+        secret = await self._writer.shared_secret(SIGNING_KEY, new_secret())
+        signer = Signer(secret)
+        dispatcher = Dispatcher(
+            writer=self._writer,
+            reader=self._reader,
+            exchange=self._exchange,
+            bell=self._local,
+            signer=signer,
+            pace=self._pace,
+        )
+        recorder = Recorder(
+            writer=self._writer,
+            exchange=self._exchange,
+            bell=self._local,
+            signer=signer,
+            pace=self._pace,
+        )
+        sweeper = Sweeper(writer=self._writer, acts=self._acts, bell=self._local, pace=self._pace)
+        return {"dispatcher": dispatcher.run, "recorder": recorder.run, "sweeper": sweeper.run}

@@ -1,0 +1,97 @@
+"""Takes jobs in: checks, compiles and stores them, as many at once as have arrived."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dane_core.errors import BadSpec, DaneError
+from dane_core.folders import source_folders
+from dane_core.spec import JobSpec
+from dane_server.graph import compile_graph
+from dane_server.runner.arguments import Arguments
+from dane_server.runner.bell import Bell
+from dane_server.storage.view import NewJob, Once, Submitted
+from dane_server.storage.writer import Writer
+
+#: Jobs that arrive together are stored in one transaction, up to this many tasks.
+_TASKS_TOGETHER: Final = 5000
+
+_Outcome = Submitted | DaneError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folders:
+    """Where the files of sources go, on storage that the workers share."""
+
+    temp: Path
+    out: Path
+
+
+class Submissions:
+    """Stores jobs durably before it says so."""
+
+    def __init__(self, writer: Writer, arguments: Arguments, bell: Bell, folders: Folders) -> None:
+        self._writer = writer
+        self._arguments = arguments
+        self._bell = bell
+        self._folders = folders
+        self._waiting: list[tuple[NewJob, asyncio.Future[_Outcome]]] = []
+        self._storing: asyncio.Task[None] | None = None
+
+    async def submit(self, spec: JobSpec, *, once: Once | None = None) -> Submitted:
+        """Store one job. What arrives while another batch is being stored goes in the next."""
+        outcome: asyncio.Future[_Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((await self._prepared(spec, once), outcome))
+        if self._storing is None or self._storing.done():
+            self._storing = asyncio.create_task(self._store_waiting())
+        stored = await outcome
+        if isinstance(stored, DaneError):
+            raise stored
+        return stored
+
+    async def submit_many(self, specs: Sequence[JobSpec]) -> list[_Outcome]:
+        """Store many jobs in one transaction; a bad one fails alone."""
+        outcomes: dict[int, _Outcome] = {}
+        prepared: dict[int, NewJob] = {}
+        for place, spec in enumerate(specs):
+            try:
+                prepared[place] = await self._prepared(spec, None)
+            except BadSpec as fault:
+                outcomes[place] = fault
+        stored = await self._writer.store_jobs(list(prepared.values()))
+        outcomes |= dict(zip(prepared, stored, strict=True))
+        await self._bell.ring()
+        return [outcomes[place] for place in range(len(specs))]
+
+    async def _prepared(self, spec: JobSpec, once: Once | None) -> NewJob:
+        graph = compile_graph(spec.tasks)
+        await self._arguments.check(graph)
+        shared = source_folders(self._folders.temp, self._folders.out, spec.source_id)
+        return NewJob(spec=spec, graph=graph, shared=shared, once=once)
+
+    async def _store_waiting(self) -> None:
+        while self._waiting:
+            batch = self._next_batch()
+            try:
+                stored = await self._writer.store_jobs([new for new, _ in batch])
+            except Exception as fault:  # noqa: BLE001 - each waiting request gets it
+                for _, outcome in batch:
+                    if not outcome.done():
+                        outcome.set_exception(fault)
+                continue
+            await self._bell.ring()
+            for (_, outcome), result in zip(batch, stored, strict=True):
+                if not outcome.done():
+                    outcome.set_result(result)
+
+    def _next_batch(self) -> list[tuple[NewJob, asyncio.Future[_Outcome]]]:
+        size, tasks = 0, 0
+        for new, _ in self._waiting:
+            tasks += len(new.graph.tasks)
+            if size and tasks > _TASKS_TOGETHER:
+                break
+            size += 1
+        batch, self._waiting = self._waiting[:size], self._waiting[size:]
+        return batch
