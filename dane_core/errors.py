@@ -142,11 +142,11 @@ class StoreOutdated(DaneError):
 
 
 class QueueMismatch(DaneError):
-    """A queue that exists with other arguments than DANE gives it."""
+    """A queue that exists with other arguments than DANE gives it; or an exchange."""
 
-    def __init__(self, queue: str, reason: str) -> None:
+    def __init__(self, queue: str, reason: str, *, kind: str = "queue") -> None:
         super().__init__(
-            f"queue {queue!r} exists with other arguments: {reason}; "
+            f"{kind} {queue!r} exists with other arguments: {reason}; "
             "delete it on the broker (its tasks are safe in the store) and start again"
         )
         self.queue = queue

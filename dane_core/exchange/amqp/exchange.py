@@ -1,0 +1,259 @@
+"""Exchanges, queues and consumers on a RabbitMQ, made again whenever they are lost."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+
+from dane_core.errors import ExchangeUnreachable, NotFound, QueueMismatch
+from dane_core.exchange.amqp.line import Line, open_line
+from dane_core.exchange.amqp.publisher import Publisher
+from dane_core.exchange.amqp.subscription import AmqpSubscription
+from dane_core.exchange.base import (
+    INBOX_PREFETCH,
+    Depth,
+    Fate,
+    Restorations,
+    Subscription,
+)
+from dane_core.message import Envelope
+from dane_core.routing import CONTROL_EXCHANGE, MAX_PRIORITY, TASK_EXCHANGE
+
+logger = logging.getLogger(__name__)
+
+#: Queue arguments can never change once a queue exists; everything else is the broker's policy.
+_WORK_QUEUE: Final = {"x-queue-type": "classic", "x-max-priority": MAX_PRIORITY}
+_INBOX_QUEUE: Final = {"x-queue-type": "classic"}
+#: Seconds until the next try, when not everything could be restored.
+_RETRY: Final = 1.0
+#: Seconds between two tries at least, for something that is lost again at once.
+_BREATH: Final = 0.1
+
+
+@asynccontextmanager
+async def connect(
+    url: str,
+    *,
+    name: str = "dane",
+    task_exchange: str = TASK_EXCHANGE,
+    control_exchange: str = CONTROL_EXCHANGE,
+    patience: timedelta = timedelta(seconds=5),
+    check_every: timedelta = timedelta(seconds=30),
+) -> AsyncIterator["AmqpExchange"]:
+    """The exchange at an `amqp://` URL, from the first connection to the last delivery.
+
+    `name` is what the broker's operator sees. `patience` is how long one answer of the broker
+    is waited for; `check_every`, how often everything is declared again, just in case.
+    Raises: ExchangeUnreachable, when the first connection fails; QueueMismatch, when the
+    exchanges exist with other types.
+    """
+    wait = patience.total_seconds()
+    async with (
+        open_line(url, f"{name} publishing", wait) as publishing,
+        open_line(url, f"{name} consuming", wait) as consuming,
+    ):
+        exchange = AmqpExchange(
+            publishing, consuming, tasks=task_exchange, control=control_exchange
+        )
+        await exchange.declare_exchanges()
+        keeper = asyncio.create_task(exchange.keep(check_every.total_seconds()))
+        keeper.add_done_callback(_tell_if_failed)
+        try:
+            yield exchange
+        finally:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """How a queue is declared, and to what it is bound."""
+
+    arguments: Mapping[str, Any]
+    exclusive: bool = False
+    bindings: frozenset[tuple[str, str]] = field(default_factory=frozenset)  # exchange, key
+
+
+class AmqpExchange:
+    """The contract of `base.Exchange`, on a RabbitMQ. Opened by `connect`."""
+
+    def __init__(self, publishing: Line, consuming: Line, *, tasks: str, control: str) -> None:
+        self._publishing = publishing
+        self._consuming = consuming
+        self._publisher = Publisher(publishing, on_missing=self._notice_loss)
+        self._tasks = tasks
+        self._control = control
+        self._queues: dict[str, _Shape] = {}
+        self._subscriptions: set[AmqpSubscription] = set()
+        self._lost = asyncio.Event()
+        self._untold = False  # something was lost since the last restoration was told
+        self._restorations = Restorations()
+        self._closed = False
+        publishing.on_back = consuming.on_back = self._notice_loss
+
+    async def publish(self, messages: Sequence[tuple[str, Envelope]]) -> Sequence[Fate]:
+        return await self._publisher.publish(self._tasks, messages)
+
+    async def send(self, queue: str, envelopes: Sequence[Envelope]) -> Sequence[Fate]:
+        return await self._publisher.publish("", [(queue, envelope) for envelope in envelopes])
+
+    async def broadcast(self, envelope: Envelope) -> None:
+        await self._publisher.broadcast(self._control, envelope)
+
+    async def declare_queue(self, queue: str, bindings: Sequence[str] = ()) -> None:
+        known = self._queues.get(queue, _Shape(arguments=_WORK_QUEUE))
+        keys = {(self._tasks, key) for key in bindings}
+        shape = _Shape(arguments=_WORK_QUEUE, bindings=known.bindings | keys)
+        await self._declare(queue, shape)
+        self._queues[queue] = shape
+
+    def consume(self, queue: str, *, prefetch: int) -> AbstractAsyncContextManager[Subscription]:
+        return self._consume(AmqpSubscription(queue, prefetch, on_loss=self._notice_loss))
+
+    def listen(self, inbox: str) -> AbstractAsyncContextManager[Subscription]:
+        return self._listen(inbox)
+
+    async def depth(self, queue: str) -> Depth | None:
+        async with self._consuming.errand() as channel:
+            try:
+                found = await channel.queue_declare(queue, passive=True)
+            except ChannelNotFoundEntity:
+                return None
+            return Depth(waiting=found.message_count or 0, consumers=found.consumer_count or 0)
+
+    async def delete_queue(self, queue: str) -> None:
+        if not any(subscription.queue == queue for subscription in self._subscriptions):
+            self._queues.pop(queue, None)
+        async with self._consuming.errand() as channel:
+            await channel.queue_delete(queue)
+
+    @property
+    def connected(self) -> bool:
+        return self._publishing.up and self._consuming.up and not self._closed
+
+    def reconnections(self) -> AsyncIterator[None]:
+        return self._restorations.watch()
+
+    async def declare_exchanges(self) -> None:
+        """Make both exchanges if they are missing. Raises: QueueMismatch."""
+        for name, kind in ((self._tasks, "topic"), (self._control, "fanout")):
+            async with self._consuming.errand() as channel:
+                try:
+                    await channel.exchange_declare(name, exchange_type=kind, durable=True)
+                except ChannelPreconditionFailed as fault:
+                    raise QueueMismatch(name, str(fault), kind="exchange") from None
+
+    async def keep(self, check_every: float) -> None:
+        """Restore what is lost as soon as that is noticed, and look every so many seconds."""
+        pause = check_every
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._lost.wait()
+                self._lost.clear()
+                pause = check_every if await self._restore() else _RETRY
+                await asyncio.sleep(_BREATH)
+        finally:
+            self._closed = True
+
+    def _notice_loss(self) -> None:
+        self._untold = True
+        self._lost.set()
+
+    async def _restore(self) -> bool:
+        """Declare everything again and consume again; whether all of it is there now."""
+        if not self.connected:
+            return False
+        try:
+            await self.declare_exchanges()
+        except (ExchangeUnreachable, QueueMismatch) as fault:
+            logger.warning("exchanges not restored: %s", fault)
+            return False
+        renewed = [await self._renew(queue, shape) for queue, shape in [*self._queues.items()]]
+        mended = [await self._mend(subscription) for subscription in [*self._subscriptions]]
+        whole = all(renewed) and all(mended)
+        if whole and self._untold:
+            self._untold = False
+            self._restorations.tell()
+        return whole
+
+    async def _renew(self, queue: str, shape: _Shape) -> bool:
+        try:
+            consumers = await self._declare(queue, shape)
+        except QueueMismatch as mismatch:
+            # Trying again soon is no help: a person must act.
+            logger.critical("%s", mismatch)
+            return True
+        except ExchangeUnreachable as fault:
+            logger.warning("queue %s not restored: %s", queue, fault)
+            return False
+        if consumers == 0:
+            self._revive_consumers(queue)
+        return True
+
+    def _revive_consumers(self, queue: str) -> None:
+        for subscription in self._subscriptions:
+            if subscription.queue == queue and subscription.consuming:
+                logger.warning("the broker has lost a consumer of %s; consuming again", queue)
+                subscription.lose()
+
+    async def _mend(self, subscription: AmqpSubscription) -> bool:
+        if subscription.consuming:
+            return True
+        try:
+            await subscription.attach(self._consuming)
+        except (ExchangeUnreachable, NotFound) as fault:
+            logger.warning("queue %s not consumed: %s", subscription.queue, fault)
+            return False
+        return True
+
+    async def _declare(self, queue: str, shape: _Shape) -> int:
+        """Make a queue and its bindings if they are missing; how many consume it."""
+        async with self._consuming.errand() as channel:
+            try:
+                declared = await channel.queue_declare(
+                    queue,
+                    durable=not shape.exclusive,
+                    exclusive=shape.exclusive,
+                    arguments=dict(shape.arguments),
+                )
+            except ChannelPreconditionFailed as fault:
+                raise QueueMismatch(queue, str(fault)) from None
+            for exchange, key in shape.bindings:
+                await channel.queue_bind(queue, exchange, key)
+            return declared.consumer_count or 0
+
+    @asynccontextmanager
+    async def _consume(self, subscription: AmqpSubscription) -> AsyncIterator[Subscription]:
+        await subscription.attach(self._consuming)
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+            await subscription.leave()
+
+    @asynccontextmanager
+    async def _listen(self, inbox: str) -> AsyncIterator[Subscription]:
+        control = frozenset({(self._control, "")})
+        shape = _Shape(arguments=_INBOX_QUEUE, exclusive=True, bindings=control)
+        await self._declare(inbox, shape)
+        self._queues[inbox] = shape
+        try:
+            async with self.consume(inbox, prefetch=INBOX_PREFETCH) as subscription:
+                yield subscription
+        finally:
+            self._queues.pop(inbox, None)
+            with suppress(ExchangeUnreachable):  # then the broker has removed it already
+                await self.delete_queue(inbox)
+
+
+def _tell_if_failed(keeper: asyncio.Task[None]) -> None:
+    if not keeper.cancelled() and (fault := keeper.exception()) is not None:
+        logger.critical("nothing on RabbitMQ is restored any more", exc_info=fault)
