@@ -5,7 +5,6 @@ from typing import Protocol
 
 from dane_core.exchange.base import Exchange
 from dane_core.message import Nudge
-from dane_core.routing import RESPONSE_QUEUE
 
 
 class Bell(Protocol):
@@ -32,8 +31,9 @@ class LocalBell:
 class RemoteBell:
     """The runners are other processes: one of them hears it on the response queue."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, response_queue: str) -> None:
         self._exchange = exchange
+        self._response_queue = response_queue
 
     async def ring(self) -> None:
-        await self._exchange.send(RESPONSE_QUEUE, [Nudge().seal()])
+        await self._exchange.send(self._response_queue, [Nudge().seal()])

@@ -32,6 +32,7 @@ class Dispatcher:
         bell: LocalBell,
         signer: Signer,
         pace: Pace,
+        reply_to: str = RESPONSE_QUEUE,
     ) -> None:
         self._writer = writer
         self._reader = reader
@@ -39,6 +40,8 @@ class Dispatcher:
         self._bell = bell
         self._signer = signer
         self._pace = pace
+        self._reply_to = reply_to
+        self._handed_over: list[Claim] = []
 
     async def run(self) -> None:
         """Send whenever the bell rings, until cancelled."""
@@ -47,6 +50,10 @@ class Dispatcher:
                 pass
             await self._bell.heard()
 
+    def hand_over(self, claims: Sequence[Claim]) -> None:
+        """Send what was claimed elsewhere, before anything else; the ringer rings the bell."""
+        self._handed_over += claims
+
     async def send_some(self) -> bool:
         """Send one batch of what is ready; false when there was nothing.
 
@@ -54,21 +61,29 @@ class Dispatcher:
         answering in the middle: then the leases of the claims bring the tasks back.
         """
         if not self._exchange.connected:
+            self._handed_over.clear()  # their leases bring them back
             raise ExchangeUnreachable("no connection to the exchange")
-        pace = self._pace
-        claims = await self._writer.claim_ready(
-            window=pace.window, limit=pace.batch, lease=pace.lease
-        )
+        claims = await self._next_claims()
         if not claims:
             return False
         heads = await self._reader.heads(claim.job_id for claim in claims)
         claims = [claim for claim in claims if claim.job_id in heads]
         messages = await self._messages(claims, heads)
         fates = await self._exchange.publish(
-            [(message.routing_key, message.seal(RESPONSE_QUEUE)) for message in messages]
+            [(message.routing_key, message.seal(self._reply_to)) for message in messages]
         )
         await self._mark(claims, fates)
         return True
+
+    async def _next_claims(self) -> Sequence[Claim]:
+        pace = self._pace
+        if not self._handed_over:
+            return await self._writer.claim_ready(
+                window=pace.window, limit=pace.batch, lease=pace.lease
+            )
+        claims = self._handed_over[: pace.batch]
+        del self._handed_over[: pace.batch]
+        return claims
 
     async def _messages(
         self, claims: Sequence[Claim], heads: Mapping[JobId, JobHead]

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from dane_core.errors import BadMessage, ExchangeUnreachable
@@ -26,6 +26,7 @@ from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE
 from dane_server.runner.bell import LocalBell
 from dane_server.runner.pace import Pace
 from dane_server.runner.ticket import Signer
+from dane_server.storage.view import Claim
 from dane_server.storage.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -43,12 +44,16 @@ class Recorder:
         bell: LocalBell,
         signer: Signer,
         pace: Pace,
+        send: Callable[[Sequence[Claim]], None],
+        queue: str = RESPONSE_QUEUE,
     ) -> None:
         self._writer = writer
         self._exchange = exchange
         self._bell = bell
         self._signer = signer
         self._pace = pace
+        self._send = send
+        self._queue = queue
 
     async def run(self) -> None:
         """Consume the response queue until cancelled.
@@ -57,10 +62,10 @@ class Recorder:
         broker delivers it again.
         """
         await self._exchange.declare_queue(DEAD_QUEUE)
-        await self._exchange.declare_queue(RESPONSE_QUEUE)
+        await self._exchange.declare_queue(self._queue)
         await self._exchange.broadcast(Control(act="roll").seal())
         prefetch = 2 * self._pace.batch
-        async with self._exchange.consume(RESPONSE_QUEUE, prefetch=prefetch) as responses:
+        async with self._exchange.consume(self._queue, prefetch=prefetch) as responses:
             while True:
                 batch = await responses.take(self._pace.batch)
                 await self.take_reports(await self._readable(batch))
@@ -115,7 +120,10 @@ class Recorder:
     async def _record(self, answers: Sequence[Answer]) -> None:
         if not answers:
             return
-        recorded = await self._writer.record(answers)
+        recorded = await self._writer.record(
+            answers, window=self._pace.window, lease=self._pace.lease
+        )
+        self._send(recorded.claims)
         for answer in recorded.late:
             logger.info(
                 "task %s: ignored a late answer (%s) of attempt %s",

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from dane_core.errors import DaneError
 from dane_core.exchange.base import Exchange
+from dane_core.routing import RESPONSE_QUEUE
 from dane_core.spec import JobSpec
 from dane_server.runner.arguments import Arguments
 from dane_server.runner.bell import LocalBell, RemoteBell
@@ -36,16 +37,18 @@ class Runner(Operator):
         exchange: Exchange,
         folders: Folders,
         pace: Pace,
+        response_queue: str = RESPONSE_QUEUE,
         remote: bool = False,
     ) -> None:
         local = LocalBell()
-        bell = RemoteBell(exchange) if remote else local
+        bell = RemoteBell(exchange, response_queue) if remote else local
         super().__init__(acts, exchange, bell)
         self._submissions = Submissions(writer, Arguments(reader), bell, folders)
         self._writer = writer
         self._reader = reader
         self._pace = pace
         self._local = local
+        self._response_queue = response_queue
         self._remote = remote
 
     async def submit(self, spec: JobSpec, *, once: Once | None = None) -> Submitted:
@@ -73,6 +76,7 @@ class Runner(Operator):
             bell=self._local,
             signer=signer,
             pace=self._pace,
+            reply_to=self._response_queue,
         )
         recorder = Recorder(
             writer=self._writer,
@@ -80,6 +84,8 @@ class Runner(Operator):
             bell=self._local,
             signer=signer,
             pace=self._pace,
+            send=dispatcher.hand_over,
+            queue=self._response_queue,
         )
         sweeper = Sweeper(writer=self._writer, acts=self._acts, bell=self._local, pace=self._pace)
         return {"dispatcher": dispatcher.run, "recorder": recorder.run, "sweeper": sweeper.run}

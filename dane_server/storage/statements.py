@@ -140,6 +140,23 @@ def sendable(key: str, limit: int) -> sa.Select[Any]:
     )
 
 
+def claimable(ids: Sequence[int]) -> sa.Select[Any]:
+    """Those of some tasks, just made ready, that may be sent at once."""
+    allowed = sa.exists().where(
+        jobs.c.id == tasks.c.job_id, sa.not_(jobs.c.paused), sa.not_(jobs.c.cancelling)
+    )
+    return (
+        sa.select(*CLAIMED)
+        .where(
+            tasks.c.id.in_(ids),
+            tasks.c.state == TaskState.READY,
+            tasks.c.task_key.not_in(paused_keys()),
+            allowed,
+        )
+        .order_by(tasks.c.rank, tasks.c.id)
+    )
+
+
 def claim(ids: Sequence[int], lease: float) -> sa.Update:
     """Take ready tasks for sending, under a lease of some seconds."""
     return (

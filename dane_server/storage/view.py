@@ -169,3 +169,4 @@ class Recorded:
     settled: Mapping[TaskId, TaskState]
     late: Sequence[Answer]  # duplicates, superseded attempts, tasks settled or deleted before
     ready: Sequence[TaskId]  # what they were holding up
+    claims: Sequence[Claim]  # those of them that were taken for sending along the way

@@ -110,11 +110,13 @@ class Writer:
 
     # --- recording ----------------------------------------------------------------------
 
-    async def record(self, answers: Sequence[Answer]) -> Recorded:
+    async def record(self, answers: Sequence[Answer], *, window: int, lease: timedelta) -> Recorded:
         """Record how attempts ended, and let go what waited for them, in one transaction.
 
         Of several answers for one task the first counts. An answer is late, and changes
         nothing, when its attempt is not the task's current one or the task is settled.
+        Successors for which the `window` of their key has room are claimed for sending along
+        the way: a chain would otherwise pay a transaction more for each of its steps.
         """
 
         async def unit(connection: AsyncConnection) -> Recorded:
@@ -136,11 +138,13 @@ class Writer:
                     valid[row.id] = _Settled(row, answer)
             tally = Tally()
             ready = await _settle(connection, list(valid.values()), tally) if valid else []
+            claims = await _claim_along(connection, ready[:_ROWS], window, lease)
             await tally.write(connection)
             return Recorded(
                 settled={TaskId(task_id): one.state for task_id, one in valid.items()},
                 late=late,
                 ready=[TaskId(task_id) for task_id in ready],
+                claims=claims,
             )
 
         return await self._store.write(unit)
@@ -430,6 +434,30 @@ def _claim(row: sa.Row[Any]) -> Claim:
         dispatch=row.dispatch + 1,
         fanin=row.fanin,
     )
+
+
+async def _claim_along(
+    connection: AsyncConnection, ready: Sequence[int], window: int, lease: timedelta
+) -> list[Claim]:
+    """Claim tasks that this transaction has made ready, as far as there is room for them."""
+    if not ready:
+        return []
+    rooms: dict[str, int] = {}
+    claims: list[Claim] = []
+    for row in await connection.execute(sql.claimable(ready)):
+        claims.append(_claim(row))
+        rooms[row.task_key] = window
+    for key in rooms:
+        rooms[key] -= (await connection.scalars(sql.sent_of_key(key, window))).one()
+    fitting: list[Claim] = []
+    for claim in claims:
+        if rooms[claim.key] > 0:
+            rooms[claim.key] -= 1
+            fitting.append(claim)
+    if fitting:
+        ids = sorted(claim.task_id for claim in fitting)
+        await connection.execute(sql.claim(ids, lease.total_seconds()))
+    return fitting
 
 
 def _tickets(claims: Sequence[Claim]) -> list[tuple[int, int]]:
