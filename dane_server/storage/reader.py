@@ -436,25 +436,27 @@ async def _solo_answers(
 
 
 def _inline(rows: Sequence[sa.Row[Any]]) -> tuple[Mapping[str, Any], bool]:
-    """The answers by key, as many as fit: a list where a key occurs more often in the job."""
+    """The answers by key, as many as fit: a list where a key occurs more often in the job.
+
+    A list comes whole or not at all: one with gaps would look like one without.
+    """
     response: dict[str, Any] = {}
-    seen: set[int] = set()
+    left_out: set[str] = set()
     room = INLINE_LIMIT
-    partial = False
-    for row in rows:
-        if row.task_id in seen:
-            continue
-        seen.add(row.task_id)
-        if len(row.body) > room or len(seen) > _INLINE_ANSWERS:
-            partial = True
-            continue
+    for row in {row.task_id: row for row in rows[: 2 * _INLINE_ANSWERS]}.values():
         room -= len(row.body)
-        body = orjson.Fragment(row.body)
-        if row.solo:
-            response[row.task_key] = body
+        if room < 0 or row.task_key in left_out:
+            room += len(row.body)
+            left_out.add(row.task_key)
+        elif row.solo:
+            response[row.task_key] = orjson.Fragment(row.body)
         else:
-            response.setdefault(row.task_key, []).append(body)
-    return response, partial
+            response.setdefault(row.task_key, []).append(orjson.Fragment(row.body))
+    if len(rows) > _INLINE_ANSWERS:
+        left_out |= {row.task_key for row in rows if not row.solo}
+    for key in left_out:
+        response.pop(key, None)
+    return response, bool(left_out)
 
 
 def _head(row: sa.Row[Any]) -> JobHead:
