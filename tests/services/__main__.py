@@ -1,0 +1,34 @@
+"""`python -m tests.services run -- COMMAND`: COMMAND with a RabbitMQ and a MariaDB of its own."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+from tests.services.provider import (
+    AMQP_VARIABLE,
+    MYSQL_VARIABLE,
+    READY_VARIABLE,
+    NoService,
+    mariadb,
+    rabbitmq,
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.services", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="run")
+    run = verbs.add_parser("run", help="run a command with both services")
+    run.add_argument("command", nargs="+", metavar="COMMAND")
+    command = parser.parse_args().command
+    try:
+        with rabbitmq() as amqp_url, mariadb() as mysql_url:
+            urls = {AMQP_VARIABLE: amqp_url, MYSQL_VARIABLE: mysql_url, READY_VARIABLE: "1"}
+            return subprocess.call(command, env={**os.environ, **urls})
+    except NoService as missing:
+        print(missing, file=sys.stderr)
+        return 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
