@@ -28,7 +28,7 @@ LARGEST_ID: Final = 2**63 - 1
 LARGE_BODY: Final = 32 * 1024
 LARGE_JOB: Final = 500
 
-_DIGITS: Final = re.compile(r"[0-9]{1,19}")
+_DIGITS: Final = re.compile(r"-?[0-9]{1,19}")
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _FLAWS: Final = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
 _OLDEST, _NEWEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)

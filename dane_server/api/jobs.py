@@ -160,12 +160,11 @@ async def list_tasks(
     key: Annotated[Key | None, Query(description="With this task key.")] = None,
     limit: Limit = 500,
     after: Annotated[
-        Whole | None, Query(ge=0, le=LARGEST_ID, description="Behind the task of this `seq`.")
-    ] = None,
+        Whole, Query(ge=-1, le=LARGEST_ID, description="Behind the task of this `seq`.")
+    ] = -1,
 ) -> Response:
     """The tasks of a job in the order of its specification, page by page."""
-    seq = -1 if after is None else after
-    found = await reader.tasks(job_id, after_seq=seq, limit=limit, state=state, key=key)
+    found = await reader.tasks(job_id, after_seq=after, limit=limit, state=state, key=key)
     following = next_page(request, after=found[-1].seq) if len(found) == limit else None
     return Answer(TasksPage(tasks=[task_row(task) for task in found], next=following))
 

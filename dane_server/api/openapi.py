@@ -59,13 +59,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def publish(app: FastAPI, limits: Limits) -> None:
     """Make `app.openapi()` the whole contract."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = _contract(app, limits)
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+    app.openapi_schema = _contract(app, limits)
 
 
 def _contract(app: FastAPI, limits: Limits) -> dict[str, Any]:

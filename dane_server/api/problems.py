@@ -67,13 +67,14 @@ class Row:
     """How one class of error looks outside.
 
     `detail` is said instead of the error's own words where those are for operators: they are
-    in the log, and may name machines.
+    in the log, and may name machines. `path` is the part of the request at fault.
     """
 
     status: int
     name: str
     title: str
     detail: str | None = None
+    path: str | None = None
 
 
 _AGAIN: Final = "Nothing was changed that was not acknowledged; try again in a moment."
@@ -83,10 +84,14 @@ _INSIDE: Final = "The server is not in order; its log says why."
 ROWS: Final[Mapping[type[DaneError], Row]] = {
     DaneError: Row(500, "internal", "DANE failed", _INSIDE),
     BadSpec: Row(422, "bad-spec", "The request cannot be accepted"),
-    NotFound: Row(404, "not-found", "Not found"),
-    SourceConflict: Row(409, "source-conflict", "The source_id belongs to another source_url"),
-    KeyReused: Row(422, "key-reused", "The Idempotency-Key was used for another request"),
-    IllegalMove: Row(409, "illegal-move", "The present state does not allow this"),
+    NotFound: Row(404, "not-found", "Not found", path="path"),
+    SourceConflict: Row(
+        409, "source-conflict", "The source_id has another source_url", path="source_id"
+    ),
+    KeyReused: Row(
+        422, "key-reused", "The key stands for another request", path="header.Idempotency-Key"
+    ),
+    IllegalMove: Row(409, "illegal-move", "The present state does not allow this", path="path"),
     Unreachable: Row(503, "unreachable", "A part of DANE cannot be reached now", _AGAIN),
     StoreUnreachable: Row(503, "store-unreachable", "The store cannot be reached now", _AGAIN),
     ExchangeUnreachable: Row(
@@ -125,8 +130,12 @@ def problem(error: DaneError | Rejection) -> Problem:
     if isinstance(error, Rejection):
         return _body(error.status, str(error), error.faults)
     row = row_of(error)
-    faults = error.faults if isinstance(error, BadSpec) else ()
-    detail = row.detail or (_count(faults) if faults else str(error))
+    faults: Sequence[Fault] = ()
+    if isinstance(error, BadSpec):
+        faults = error.faults
+    elif row.path is not None:
+        faults = (Fault(row.path, str(error)),)
+    detail = row.detail or (str(error) if row.path else _count(faults))
     return _body(row.status, detail, faults, kind=f"urn:dane:problem:{row.name}", title=row.title)
 
 
@@ -198,21 +207,21 @@ async def _on_http(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         return _wrong_method(request)
     if error.status_code == 404:
-        return answer(_body(404, f"There is nothing at {request.url.path}."))
+        return refuse(Rejection(404, "path", f"there is nothing at {request.url.path}"))
     return answer(_body(error.status_code, str(error.detail)), error.headers)
 
 
 def _wrong_method(request: Request) -> Response:
     allowed = [method for method in METHODS if _takes(request, method)]
-    detail = f"{request.url.path} does not take {request.method}, but {' and '.join(allowed)}."
+    message = f"{request.url.path} does not take {request.method}, but {' and '.join(allowed)}"
     if request.method == "GET":
-        detail += (
-            " DANE changes nothing on GET, since browsers and crawlers send those unasked;"
-            " COMPAT.GET_ACTIONS turns DANE 0.1's behaviour on."
+        message += (
+            "; DANE changes nothing on GET, since browsers and crawlers send those unasked "
+            "(COMPAT.GET_ACTIONS turns DANE 0.1's behaviour on)"
         )
     if "GET" in allowed:
         allowed.append("HEAD")
-    return answer(_body(405, detail), {"Allow": ", ".join(allowed)})
+    return refuse(Rejection(405, "method", message, headers={"Allow": ", ".join(allowed)}))
 
 
 def _takes(request: Request, method: str) -> bool:

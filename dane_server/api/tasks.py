@@ -61,15 +61,14 @@ async def list_upstream(
     reader: TheReader,
     key: Annotated[Key, Query(description="The task key of the earlier tasks.")],
     after: Annotated[
-        Whole | None, Query(ge=0, le=LARGEST_ID, description="The `next` of the page before.")
-    ] = None,
+        Whole, Query(ge=-1, le=LARGEST_ID, description="The `next` of the page before.")
+    ] = -1,
     limit: Annotated[Whole, Query(ge=1, le=100, description="How many at most.")] = 100,
 ) -> Response:
     """The answers a task builds on: of its direct predecessors with a key, or of the job's only
     task with that key. Workers ask here for what was too large for their message.
     """  # noqa: D205 - one sentence and one more
-    seq = -1 if after is None else after
-    page = await reader.upstream(task_id, key, after_seq=seq, limit=limit)
+    page = await reader.upstream(task_id, key, after_seq=after, limit=limit)
     answers = [
         UpstreamItem(
             task_id=task.id, task_key=task.key, name=task.name, seq=task.seq, response=response
