@@ -19,7 +19,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from dane_core.errors import StoreTaken, StoreUnreachable
 
-logger = logging.getLogger(__name__)
+# It warns of every row that INSERT IGNORE finds to be there already, which is the point of it.
+logging.getLogger("asyncmy").setLevel(logging.ERROR)
+
 T = TypeVar("T")
 Unit = Callable[[AsyncConnection], Awaitable[T]]
 

@@ -34,7 +34,7 @@ def _text(length: int) -> TypeEngine[Any]:
 LONG: Final = _on_mariadb(sa.Text(), mysql.LONGTEXT(charset="utf8mb4"))
 ID: Final = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 TIME: Final = _on_mariadb(sa.DateTime(), mysql.DATETIME(fsp=6))
-REAL: Final = _on_mariadb(sa.Float(), mysql.DOUBLE())
+REAL: Final = _on_mariadb(sa.Float(), mysql.DOUBLE(asdecimal=False))
 _INNODB: Final[dict[str, Any]] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
 
 
