@@ -1,6 +1,7 @@
 """The specification as JSON Schema, for OpenAPI, forms and other people's validators."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, Final
 
 from dane_core.routing import MEDIA_TYPE
@@ -54,10 +55,10 @@ def job_schema(limits: Limits = _LIMITS, *, refs: str = "#/$defs/{model}") -> di
         _bound(members["properties"], limits)
     definitions = {
         "Node": _node(node, refs, limits),
-        "Task": {**task, "title": "Task"},
-        "RetryMembers": RetryMembers.model_json_schema(),
+        "TaskMembers": {**task, "title": "Task"},
+        "RetryMembers": {**RetryMembers.model_json_schema(), "title": "Retry"},
     }
-    examples = [dict(_EXAMPLE), dict(_GRAPH_EXAMPLE)]
+    examples = deepcopy([_EXAMPLE, _GRAPH_EXAMPLE])
     return {**job, "title": "Job", "examples": examples, "$defs": definitions}
 
 
@@ -98,7 +99,7 @@ def _node(node: Mapping[str, Any], refs: str, limits: Limits) -> dict[str, Any]:
         "description": "A task or a container of nodes.",
         "anyOf": [
             {"title": "Task key", "type": "string", **_key(limits)},
-            _one("Task", {"$ref": refs.format(model="Task")}, "One piece of work."),
+            _one("Task", {"$ref": refs.format(model="TaskMembers")}, "One piece of work."),
             _one("taskSequential", steps, "Nodes done one after another."),
             _one("taskParallel", steps, "Nodes done side by side."),
             _one("taskGraph", graph, "Named nodes, each after the ones it names."),

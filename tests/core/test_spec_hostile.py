@@ -1,7 +1,10 @@
 """Bytes that were made to hurt: each is refused, in words that can be sent back."""
 
+import gc
 import json
+import time
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -113,7 +116,10 @@ def test_minus_zero_is_not_a_whole_number() -> None:
         (body(more=', "metadata": {"a": {"tasks": 1, "tasks": 1}}'), "metadata.a"),
         (body('{"Task": {"task_key": "A", "task_key": "B"}}'), "tasks.Task"),
         (body('{"Task": {"task_key": "A", "args": {"a": 1, "a": 2}}}'), "tasks.Task.args"),
-        (body('{"Task": {"task_key": "A", "retry": {"limit": 1, "limit": 9}}}'), "tasks.Task.retry"),
+        (
+            body('{"Task": {"task_key": "A", "retry": {"limit": 1, "limit": 9}}}'),
+            "tasks.Task.retry",
+        ),
         (body('{"taskParallel": ["A"], "taskParallel": ["B"]}'), "tasks"),
         (body('{"taskGraph": {"a": "A", "a": "B"}}'), "tasks.taskGraph"),
         (body('{"taskGraph": {"a": {"task": "A", "task": "B"}}}'), "tasks.taskGraph.a"),
@@ -189,6 +195,39 @@ def test_a_flood_is_refused_with_little_memory(data: dict[str, Any]) -> None:
     assert peak < 2 * values + 50_000_000
 
 
+def tasks_of(size: int) -> Any:
+    task = {"task_key": "A", "args": {"a": [1, "b"]}, "priority": 3}
+    return {"taskParallel": [{"Task": {**task, "name": f"n{n}"}} for n in range(size)]}
+
+
+def graph_of(size: int) -> Any:
+    after = [[f"n{n - 1}"] if n else [] for n in range(size)]
+    return {"taskGraph": {f"n{n}": {"task": "A", "after": after[n]} for n in range(size)}}
+
+
+@pytest.mark.parametrize("tasks", [tasks_of, graph_of])
+def test_ten_times_the_tasks_are_read_in_about_ten_times_the_time(
+    tasks: Callable[[int], Any],
+) -> None:
+    """Thirty times is let pass: machines and their caches are noisy. Quadratic is a hundred."""
+    small, large = (body(json.dumps(tasks(size))) for size in (3_000, 30_000))
+
+    costs = [(cost(small), cost(large)) for _ in range(3)]
+
+    assert min(more for _, more in costs) < 30 * min(less for less, _ in costs)
+
+
+def cost(raw: bytes) -> float:
+    # The collector looks at all there is, the other tests' leavings too.
+    gc.collect()
+    gc.disable()
+    began = time.process_time()
+    parse_job(raw)
+    spent = time.process_time() - began
+    gc.enable()
+    return spent
+
+
 def test_a_list_inside_itself_is_refused() -> None:
     """It cannot come over the wire, but a caller in Python can make one."""
     metadata: dict[str, Any] = {}
@@ -235,9 +274,11 @@ some_names = st.sampled_from(
 )
 near_specs = st.recursive(
     any_json | some_names,
-    lambda inside: st.lists(inside, max_size=4)
-    | st.dictionaries(some_names, inside, max_size=5)
-    | inside.map(lambda value: json.dumps(value)),
+    lambda inside: (
+        st.lists(inside, max_size=4)
+        | st.dictionaries(some_names, inside, max_size=5)
+        | inside.map(json.dumps)
+    ),
     max_leaves=30,
 )
 

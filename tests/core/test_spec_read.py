@@ -232,7 +232,7 @@ def test_a_node_that_is_not_one_is_told_where_and_why(node: Any, path: str, part
         ({"priority": -1}, "priority", "greater than or equal to 0"),
         ({"priority": "11"}, "priority", "valid integer"),
         ({"priority": " 1"}, "priority", "valid integer"),
-        ({"priority": "١"}, "priority", "valid integer"),
+        ({"priority": "\u0661"}, "priority", "valid integer"),
         ({"priority": True}, "priority", "valid integer"),
         ({"job_id": 1}, "job_id", "DANE gives this"),
         ({"response": {"SHARED": {}}}, "response", "written by workers"),
@@ -301,7 +301,8 @@ def test_a_long_cycle_is_cut() -> None:
 def test_the_number_of_tasks_is_limited() -> None:
     pairs = [{"taskSequential": ["A", "B"]}] * 3
 
-    assert read_job(job({"taskParallel": pairs}), Limits(tasks=6))
+    read_job(job({"taskParallel": pairs}), Limits(tasks=6))
+
     assert faults_of(job({"taskParallel": pairs}), tasks=5) == {"tasks": "more than 5 tasks"}
 
 
@@ -310,8 +311,8 @@ def test_depth_is_limited() -> None:
     for _ in range(64):
         node = {"taskGraph": {"n": {"task": node, "after": []}}}
     deeper = {"taskSequential": [node]}
+    read_job(job(node))
 
-    assert read_job(job(node))
     [(path, message)] = faults_of(job(deeper)).items()
     assert path.startswith("tasks.taskSequential[0].taskGraph.n.task.taskGraph")
     assert message == "nested deeper than 64"
@@ -320,8 +321,8 @@ def test_depth_is_limited() -> None:
 def test_free_objects_are_measured_in_bytes_of_json() -> None:
     """A column holds bytes, and an emoji is four of them."""
     fits = {"a": "🎬" * 2}  # {"a":"…"} is 8 bytes around them
+    read_job(job(metadata=fits), Limits(metadata=16))
 
-    assert read_job(job(metadata=fits), Limits(metadata=16))
     assert faults_of(job(metadata=fits), metadata=15) == {"metadata": "larger than 15 bytes"}
     assert faults_of(job({"Task": {"task_key": "A", "args": fits}}), args=15) == {
         "tasks.Task.args": "larger than 15 bytes"
@@ -333,7 +334,8 @@ def test_free_objects_are_limited_in_depth() -> None:
     for _ in range(31):
         value = {"a": value}
 
-    assert read_job(job(metadata=value))
+    read_job(job(metadata=value))
+
     assert faults_of(job(metadata={"a": value})) == {
         "metadata" + ".a" * 32: "nested deeper than 32"
     }
