@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Final, Literal, ParamSpec, TypeVar, cast
 
 from fastapi import Depends, Path, Query, Request
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from dane_core.exchange.base import Exchange
 from dane_core.job import JobId, TaskId
@@ -30,6 +30,7 @@ LARGE_JOB: Final = 500
 
 _DIGITS: Final = re.compile(r"-?[0-9]{1,19}")
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_PLAIN: Final = r"^[^\x00-\x1f\x7f]*$"
 _FLAWS: Final = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
 _OLDEST, _NEWEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
 
@@ -116,8 +117,17 @@ def _time(value: object) -> object:
     return time
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-Text = Annotated[str, BeforeValidator(_text)]
+#: In front of a number: only digits are one.
+WHOLE: Final = BeforeValidator(_whole)
+#: In front of a text: nothing that steers a terminal or ends a line.
+TEXT: Final = BeforeValidator(_text)
+
+Id = Annotated[int, Field(ge=1, le=LARGEST_ID), WHOLE]
+After = Annotated[int, Field(ge=-1, le=LARGEST_ID), WHOLE]
+State = Annotated[int, Field(ge=100, le=599), WHOLE]
+SourceId = Annotated[
+    str, Field(min_length=1, max_length=255, json_schema_extra={"pattern": _PLAIN}), TEXT
+]
 Key = Annotated[
     str,
     BeforeValidator(_key),
@@ -127,13 +137,11 @@ Time = Annotated[
     datetime, BeforeValidator(_time), WithJsonSchema({"type": "string", "format": "date-time"})
 ]
 
-JobIdPath = Annotated[Whole, Path(ge=1, le=LARGEST_ID, description="The job's id.")]
-TaskIdPath = Annotated[Whole, Path(ge=1, le=LARGEST_ID, description="The task's id.")]
+JobIdPath = Annotated[Id, Path(description="The job's id.")]
+TaskIdPath = Annotated[Id, Path(description="The task's id.")]
 KeyPath = Annotated[Key, Path(description="A task key; small letters are read as capitals.")]
-SourceIdPath = Annotated[
-    Text, Path(min_length=1, max_length=255, description="The source's id in its collection.")
-]
-Limit = Annotated[Whole, Query(ge=1, le=500, description="How many at most.")]
+SourceIdPath = Annotated[SourceId, Path(description="The source's id in its collection.")]
+Limit = Annotated[int, Field(ge=1, le=500), WHOLE, Query(description="How many at most.")]
 WithTasks = Annotated[
     bool, Query(alias="tasks", description="false: the job's head only, without its tasks.")
 ]

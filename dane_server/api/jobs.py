@@ -20,17 +20,17 @@ from dane_server.api.answer import (
 )
 from dane_server.api.deps import (
     LARGE_JOB,
-    LARGEST_ID,
+    After,
     Exact,
     Key,
     Limit,
+    SourceId,
     SourceIdPath,
-    Text,
+    State,
     TheJob,
     TheReader,
     TheRunner,
     Time,
-    Whole,
     WithTasks,
     beside,
 )
@@ -102,16 +102,14 @@ async def _metadata(
 async def _query(  # noqa: PLR0913, PLR0917 - one per filter
     metadata: Annotated[Mapping[str, str], Depends(_metadata)],
     status: Annotated[frozenset[JobStatus], Query(description="Any of these.")] = frozenset(),
-    state: Annotated[
-        Whole | None, Query(ge=100, le=599, description="Some task shows this number.")
-    ] = None,
+    state: Annotated[State | None, Query(description="Some task shows this number.")] = None,
     task_key: Annotated[Key | None, Query(description="Some task has this key.")] = None,
-    source_id: Annotated[Text | None, Query(min_length=1, max_length=255)] = None,
+    source_id: Annotated[SourceId | None, Query(description="Of this source.")] = None,
     since: Annotated[Time | None, Query(description="Created then or later.")] = None,
     until: Annotated[Time | None, Query(description="Created before then.")] = None,
     limit: Limit = 50,
     after: Annotated[
-        Text | None, Query(max_length=200, description="From the `next` of the page before.")
+        str | None, Query(max_length=200, description="From the `next` of the page before.")
     ] = None,
 ) -> JobQuery:
     return JobQuery(
@@ -159,9 +157,7 @@ async def list_tasks(
     state: Annotated[TaskState | None, Query(description="In this state.")] = None,
     key: Annotated[Key | None, Query(description="With this task key.")] = None,
     limit: Limit = 500,
-    after: Annotated[
-        Whole, Query(ge=-1, le=LARGEST_ID, description="Behind the task of this `seq`.")
-    ] = -1,
+    after: Annotated[After, Query(description="Behind the task of this `seq`.")] = -1,
 ) -> Response:
     """The tasks of a job in the order of its specification, page by page."""
     found = await reader.tasks(job_id, after_seq=after, limit=limit, state=state, key=key)

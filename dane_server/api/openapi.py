@@ -13,7 +13,9 @@ from dane_server.api.body import JSON, NDJSON
 from dane_server.api.problems import MEDIA_TYPE, Problem
 
 _REFS: Final = "#/components/schemas/{model}"
-_SPEC: Final = {"$ref": _REFS.format(model="JobSpecification")}
+#: What a client sends is named apart from what it gets: both have jobs and tasks.
+_SPEC_NAME: Final = "Spec{model}"
+_SPEC: Final = {"$ref": _REFS.format(model=_SPEC_NAME.format(model="Job"))}
 _PROBLEM: Final = {MEDIA_TYPE: {"schema": {"$ref": _REFS.format(model="Problem")}}}
 
 _ONCE: Final = {
@@ -58,8 +60,9 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def publish(app: FastAPI, limits: Limits) -> None:
-    """Make `app.openapi()` the whole contract."""
-    app.openapi_schema = _contract(app, limits)
+    """Make `app.openapi()` the whole contract. To be called once all routes are there."""
+    contract = _contract(app, limits)
+    app.openapi = lambda: contract  # type: ignore[method-assign]  # FastAPI's documented way
 
 
 def _contract(app: FastAPI, limits: Limits) -> dict[str, Any]:
@@ -67,9 +70,9 @@ def _contract(app: FastAPI, limits: Limits) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     schemas = contract["components"]["schemas"]
-    spec = job_schema(limits, refs=_REFS)
-    schemas |= spec.pop("$defs")
-    schemas["JobSpecification"] = spec
+    spec = job_schema(limits, refs=_REFS.format(model=_SPEC_NAME))
+    definitions = {**spec.pop("$defs"), "Job": spec}
+    schemas |= {_SPEC_NAME.format(model=name): made for name, made in definitions.items()}
     schemas["Problem"] = TypeAdapter(Problem).json_schema(ref_template=_REFS)
     schemas |= schemas["Problem"].pop("$defs")
     for operations in contract["paths"].values():

@@ -3,6 +3,7 @@
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
+from pydantic import Field
 from starlette.responses import Response
 
 from dane_core.job import TaskId
@@ -14,7 +15,7 @@ from dane_server.api.answer import (
     UpstreamItem,
     UpstreamPage,
 )
-from dane_server.api.deps import LARGEST_ID, Exact, Key, TheReader, TheRunner, TheTask, Whole
+from dane_server.api.deps import WHOLE, After, Exact, Key, TheReader, TheRunner, TheTask
 from dane_server.api.openapi import problems
 from dane_server.api.shape import task_answer
 from dane_server.runner.explain import explain
@@ -60,10 +61,8 @@ async def list_upstream(
     task_id: TheTask,
     reader: TheReader,
     key: Annotated[Key, Query(description="The task key of the earlier tasks.")],
-    after: Annotated[
-        Whole, Query(ge=-1, le=LARGEST_ID, description="The `next` of the page before.")
-    ] = -1,
-    limit: Annotated[Whole, Query(ge=1, le=100, description="How many at most.")] = 100,
+    after: Annotated[After, Query(description="The `next` of the page before.")] = -1,
+    limit: Annotated[int, Field(ge=1, le=100), WHOLE, Query(description="How many at most.")] = 100,
 ) -> Response:
     """The answers a task builds on: of its direct predecessors with a key, or of the job's only
     task with that key. Workers ask here for what was too large for their message.

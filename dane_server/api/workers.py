@@ -19,7 +19,7 @@ from dane_server.api.answer import (
     WorkerBody,
     WorkersBody,
 )
-from dane_server.api.deps import KeyPath, TheExchange, TheReader, TheRunner, Whole
+from dane_server.api.deps import KeyPath, State, TheExchange, TheReader, TheRunner
 from dane_server.api.openapi import problems
 from dane_server.storage.view import KeyState, WorkerState
 
@@ -59,7 +59,7 @@ async def resume_key(key: KeyPath, runner: TheRunner) -> Response:
 async def retry_key(
     key: KeyPath,
     runner: TheRunner,
-    state: Annotated[Whole, Query(ge=100, le=599, description="Tasks that show this number.")],
+    state: Annotated[State, Query(description="Tasks that show this number.")],
 ) -> Response:
     """Run again all tasks of a key that ended with a number."""
     retried = await runner.retry_key(key, state)
