@@ -138,7 +138,7 @@ FACES: Final[Mapping[TaskState, Face]] = {
     TaskState.READY: Face(201, "Created"),
     TaskState.DISPATCHING: Face(102, "Queued"),
     TaskState.QUEUED: Face(102, "Queued"),
-    TaskState.RUNNING: Face(102, "Running"),
+    TaskState.RUNNING: Face(102, "Queued"),  # as 0.1 wrote it; `status` tells them apart
     TaskState.UNROUTABLE: Face(422, "Unroutable task"),
     TaskState.BACKOFF: Face(503, "Failed for now"),  # its own number is the worker's
     TaskState.SUCCEEDED: Face(200, "Success"),
