@@ -1,0 +1,239 @@
+"""One attempt at one task, from the message to the confirmed answer."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
+from typing import Any, Final
+
+from dane_core.errors import BadWorker
+from dane_core.message import Answer, Progress, Released, Started, TaskMessage
+from dane_core.outcome import Done, Failed, Outcome, Refused
+from dane_core.worker.answer import clean_text, failure_of, read_args
+from dane_core.worker.context import TaskContext
+from dane_core.worker.isolation import PATIENCE
+from dane_core.worker.outbox import Outbox
+from dane_core.worker.place import Place
+from dane_core.worker.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+#: How long a worker that cannot be set up leaves its tasks to others, in seconds.
+_SETUP_PAUSE: Final = 30.0
+#: Work that was stopped by force gets this long to be gone, in seconds.
+_LAST_MOMENTS: Final = 2 * PATIENCE
+
+
+class Stop(Enum):
+    """Why an attempt has to end before its work does."""
+
+    CANCELLED = auto()  # by an operator or owner
+    TIMED_OUT = auto()  # it ran longer than its task may
+    DRAINED = auto()  # the worker leaves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """When an attempt speaks, and how long it leaves its work to end by itself."""
+
+    started: timedelta = timedelta(seconds=1)  # a task that runs this long is worth a Started
+    progress: timedelta = timedelta(seconds=1)  # between two Progress
+    courtesy: timedelta = timedelta(seconds=5)  # from `task.cancelled` to the end by force
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What all attempts in one worker process share."""
+
+    worker_id: str
+    outbox: Outbox
+    api_url: str | None = None
+    pace: Pace = field(default_factory=Pace)
+
+
+class Attempt:
+    """The life of an attempt. Whatever happens in it, it ends in an answer."""
+
+    def __init__(
+        self, message: TaskMessage, worker: type[Worker], place: Place, desk: Desk
+    ) -> None:
+        self.message = message
+        #: Set at the end: whether its answer was confirmed.
+        self.answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._worker = worker
+        self._place = place
+        self._desk = desk
+        self._task = _context(message, desk.api_url, self._note_progress)
+        self._stopped: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
+        self._outcome: Outcome = Failed("it has not run")
+        self._began: float | None = None
+        self._runtime: float | None = None
+        self._started_at: str | None = None
+        self._progress: tuple[float, str] | None = None
+        self._telling: asyncio.Task[None] | None = None
+        self._timers: list[asyncio.TimerHandle] = []
+
+    async def live(self, settle: Callable[[], Awaitable[None]]) -> None:
+        """Do the task and answer it; its message is settled once the answer is confirmed."""
+        try:
+            await self._perform()
+            await self._hush()
+            report = self._judge()
+            await self._report(report)
+            await settle()
+            self.answered.set_result(True)
+        finally:
+            if not self.answered.done():
+                self.answered.set_result(False)
+
+    def stop(self, why: Stop) -> None:
+        """End it before its time. The first reason counts."""
+        if not self._stopped.done():
+            self._stopped.set_result(why)
+            self._task.cancelled.set()
+
+    # --- perform --------------------------------------------------------------------------
+
+    async def _perform(self) -> None:
+        work = asyncio.create_task(self._work())
+        try:
+            first: set[asyncio.Future[Any]] = {work, self._stopped}
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopped.done():
+                self._outcome = await self._cut_short(work, self._stopped.result())
+            else:
+                self._outcome = work.result()
+        finally:
+            self._runtime = self._elapsed()
+            if not work.done():  # we were cancelled ourselves: take the work along
+                work.cancel()
+                await asyncio.wait({work}, timeout=_LAST_MOMENTS)
+
+    async def _work(self) -> Outcome:
+        try:
+            read_args(self._worker, self._task.args)
+            async with self._place.seat() as run:
+                self._begin()
+                return await run(self._task)
+        except (Failed, Refused) as outcome:
+            return outcome
+        except BadWorker as fault:
+            logger.error("%s", fault)  # noqa: TRY400  the sentence says it all
+            return Refused(_SETUP_PAUSE, clean_text(fault))
+        except Exception as error:
+            logger.exception("task %s: the worker itself failed", self._task.task_id)
+            return failure_of(error)
+
+    def _begin(self) -> None:
+        self._began = time.monotonic()
+        self._started_at = datetime.now(UTC).isoformat()
+        loop, pace = asyncio.get_running_loop(), self._desk.pace
+        self._timers.append(loop.call_later(pace.started.total_seconds(), self._start_telling))
+        if self.message.timeout is not None:
+            self._timers.append(loop.call_later(self.message.timeout, self.stop, Stop.TIMED_OUT))
+
+    def _elapsed(self) -> float | None:
+        return None if self._began is None else time.monotonic() - self._began
+
+    async def _cut_short(self, work: "asyncio.Task[Outcome]", why: Stop) -> Outcome:
+        """Have stopped work end, by itself or by force; then say what that makes of the task."""
+        if why is Stop.CANCELLED:
+            await asyncio.wait({work}, timeout=self._desk.pace.courtesy.total_seconds())
+        if not work.done():
+            work.cancel()
+            await asyncio.wait({work}, timeout=_LAST_MOMENTS)
+        if not work.done():
+            logger.warning("task %s does not stop; left alone", self._task.task_id)
+        match why:
+            case Stop.CANCELLED:
+                return Failed("Cancelled", 499)
+            case Stop.TIMED_OUT:
+                return Failed(f"ran longer than its timeout of {self.message.timeout:g} s", 504)
+            case Stop.DRAINED if work.done() and not work.cancelled():
+                return work.result()  # just in time
+            case Stop.DRAINED:
+                return Refused(0.0, "the worker stops")
+
+    # --- tell how it goes -------------------------------------------------------------------
+
+    def _note_progress(self, fraction: float, message: str) -> None:
+        # Called from any thread, any number of times: the latest is told, at its time.
+        self._progress = (fraction, clean_text(message))
+
+    def _start_telling(self) -> None:
+        self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        ticket, told = self.message.ticket, None
+        await self._desk.outbox.post(
+            Started(ticket=ticket, worker=self._desk.worker_id, runtime=self._elapsed() or 0.0)
+        )
+        while True:
+            if (latest := self._progress) is not None and latest is not told:
+                told = latest
+                fraction, message = latest
+                await self._desk.outbox.post(
+                    Progress(ticket=ticket, fraction=fraction, message=message)
+                )
+            await asyncio.sleep(self._desk.pace.progress.total_seconds())
+
+    async def _hush(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.wait({self._telling})
+
+    # --- judge and report -------------------------------------------------------------------
+
+    def _judge(self) -> Answer | Released:
+        match self._outcome:
+            case Refused(delay=delay, message=reason):
+                return Released(
+                    ticket=self.message.ticket,
+                    worker=self._desk.worker_id,
+                    delay=delay,
+                    reason=reason,
+                )
+            case Failed(message=message, state=state, response=response):
+                return self._answer(state, message, response)
+            case Done(response=response, message=message):
+                return self._answer(200, message, response)
+
+    def _answer(self, state: int, message: str, response: Mapping[str, Any]) -> Answer:
+        return Answer(
+            ticket=self.message.ticket,
+            state=state,
+            message=message,
+            response=response,
+            worker=self._desk.worker_id,
+            runtime=self._runtime,
+            started_at=self._started_at,
+        )
+
+    async def _report(self, report: Answer | Released) -> None:
+        await self._desk.outbox.deliver(report)
+
+
+def _context(
+    message: TaskMessage, api_url: str | None, on_progress: Callable[[float, str], None]
+) -> TaskContext:
+    return TaskContext(
+        task_id=message.ticket.task_id,
+        job_id=message.job_id,
+        attempt=message.ticket.attempt,
+        key=message.key,
+        name=message.name,
+        source_url=message.source_url,
+        source_id=message.source_id,
+        type=message.type,
+        metadata=message.metadata,
+        args=message.args,
+        response=message.response,
+        partial=message.partial,
+        api_url=api_url,
+        on_progress=on_progress,
+    )

@@ -1,0 +1,133 @@
+"""What a worker hears: controls for all workers, and verdicts on what it asked."""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Final
+
+from dane_core.errors import BadMessage, ExchangeUnreachable
+from dane_core.exchange.base import Exchange, Fate
+from dane_core.message import (
+    Ask,
+    Control,
+    Envelope,
+    TaskMessage,
+    Ticket,
+    Verdict,
+    open_control,
+    open_verdict,
+)
+from dane_core.routing import inbox_queue
+from dane_core.worker.outbox import Outbox
+
+logger = logging.getLogger(__name__)
+
+#: Jobs, tasks and keys that were cancelled or recalled are remembered up to this many.
+_REMEMBERED: Final = 10_000
+#: How far the clocks of server and worker may differ, in seconds.
+_CLOCK_DOUBT: Final = 300.0
+_PAUSE: Final = 1.0  # seconds, when the exchange cannot be reached
+
+
+class Inbox:
+    """The queue of one worker, and what it has learned there."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        worker_id: str,
+        outbox: Outbox,
+        obey: Callable[[Control], None],
+        *,
+        patience: timedelta,
+    ) -> None:
+        self.name = inbox_queue(worker_id)
+        self.listening = asyncio.Event()
+        self._exchange = exchange
+        self._worker_id = worker_id
+        self._outbox = outbox
+        self._obey = obey
+        self._patience = patience.total_seconds()
+        self._since = float("inf")
+        self._recalled: OrderedDict[tuple[str, object], float] = OrderedDict()
+        self._asked: dict[Ticket, asyncio.Future[Verdict]] = {}
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        while True:
+            with suppress(ExchangeUnreachable):
+                async with self._exchange.listen(self.name) as subscription:
+                    self.missed_some()
+                    self.listening.set()
+                    while deliveries := await subscription.take(100):
+                        for delivery in deliveries:
+                            self._hear(delivery.envelope)
+                        await subscription.ack_through(deliveries[-1])
+            await asyncio.sleep(_PAUSE)
+
+    def missed_some(self) -> None:
+        """Controls until now were not heard: tasks sent before have to be asked about."""
+        self._since = time.time()
+
+    def is_doubtful(self, message: TaskMessage) -> bool:
+        """Whether the server may have changed its mind about a task since it was sent."""
+        if message.sent_at < self._since:
+            return True
+        names = (
+            ("job", message.job_id),
+            ("task", message.ticket.task_id),
+            ("key", message.key),
+        )
+        return any(
+            message.sent_at < self._recalled.get(name, float("-inf")) + _CLOCK_DOUBT
+            for name in names
+        )
+
+    async def ask(self, ticket: Ticket) -> Verdict | None:
+        """May we still run this? None when nobody answers in time."""
+        verdict = self._asked.setdefault(ticket, asyncio.get_running_loop().create_future())
+        ask = Ask(ticket=ticket, worker=self._worker_id, reply_to=self.name)
+        try:
+            async with asyncio.timeout(self._patience):
+                if await self._outbox.post(ask) is Fate.UNROUTABLE:
+                    return None
+                return await asyncio.shield(verdict)
+        except TimeoutError:
+            return None
+        finally:
+            self._asked.pop(ticket, None)
+
+    def _hear(self, envelope: Envelope) -> None:
+        try:
+            if envelope.type == "verdict":
+                self._note_verdict(open_verdict(envelope))
+            else:
+                self._note_control(open_control(envelope))
+        except BadMessage as fault:
+            logger.warning("a message in %s was not understood: %s", self.name, fault)
+
+    def _note_verdict(self, verdict: Verdict) -> None:
+        asked = self._asked.get(verdict.ticket)
+        if asked is not None and not asked.done():
+            asked.set_result(verdict)
+
+    def _note_control(self, control: Control) -> None:
+        if control.act in ("cancel", "recall"):
+            self._remember(control)
+        self._obey(control)
+
+    def _remember(self, control: Control) -> None:
+        for kind, ident in (
+            ("task", control.task_id),
+            ("job", control.job_id if control.task_id is None else None),
+            ("key", control.key),
+        ):
+            if ident is not None:
+                self._recalled[kind, ident] = time.time()
+                self._recalled.move_to_end((kind, ident))
+        while len(self._recalled) > _REMEMBERED:
+            self._recalled.popitem(last=False)

@@ -1,0 +1,269 @@
+"""A worker process: serves its keys until it is drained."""
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+import socket
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+
+from dane_core.errors import BadWorker, QueueMismatch
+from dane_core.exchange.base import Exchange, Fate
+from dane_core.message import Control, Goodbye, Hello, Offer
+from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE
+from dane_core.worker.attempt import Desk, Pace, Stop
+from dane_core.worker.counter import Counter, Floor, Slots
+from dane_core.worker.health import Health, health_page
+from dane_core.worker.inbox import Inbox
+from dane_core.worker.isolation import place_for
+from dane_core.worker.outbox import Outbox
+from dane_core.worker.worker import Worker, check_worker, offer_of
+
+logger = logging.getLogger(__name__)
+
+#: After the grace of a drain: to kill what still runs, and to have that confirmed, in seconds.
+_LAST_WORDS: Final = 15.0
+#: To say goodbye, in seconds.
+_FAREWELL: Final = 2.0
+#: Before a hello that did not arrive is said again, in seconds.
+_HELLO_AGAIN: Final = 1.0
+#: Consumers in one process, over all keys; a RabbitMQ connection has 2,047 channels.
+_MOST_LANES: Final = 1_500
+
+
+def new_worker_id() -> str:
+    """A name no other worker has, which says where it is."""
+    host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:60]
+    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How a worker process serves."""
+
+    slots: int = 1  # tasks at once, over all its keys
+    worker_id: str = field(default_factory=new_worker_id)
+    grace: timedelta = timedelta(seconds=30)  # for running tasks, when it is drained
+    api_url: str | None = None  # of the server, for answers too large to come along
+    hello_every: timedelta = timedelta(seconds=15)
+    ask_patience: timedelta = timedelta(seconds=10)  # for a server to answer a question
+    pace: Pace = field(default_factory=Pace)
+    health_port: int | None = None  # 0 is any free port
+    health_host: str = "127.0.0.1"
+
+
+async def serve(
+    workers: Sequence[type[Worker]],
+    exchange: Exchange,
+    serving: Serving,
+    *,
+    draining: asyncio.Event | None = None,
+) -> None:
+    """Do the tasks of these workers' keys, until `draining` is set and they are done.
+
+    A drain stops taking tasks, gives running ones their grace, and hands the rest back with no
+    attempt spent. When cancelled, everything is dropped where it is, and comes again elsewhere.
+    Raises: BadWorker, QueueMismatch, when there is nothing here that can be served.
+    """
+    for worker in workers:
+        check_worker(worker)
+    keys = [worker.key for worker in workers]
+    if twice := {key for key in keys if keys.count(key) > 1}:
+        raise BadWorker(f"two workers for one key: {', '.join(sorted(twice))}")
+    if not workers:
+        raise BadWorker("no worker to serve")
+    await _Service(workers, exchange, serving, draining or asyncio.Event()).run()
+
+
+class _Service:
+    def __init__(
+        self,
+        workers: Sequence[type[Worker]],
+        exchange: Exchange,
+        serving: Serving,
+        draining: asyncio.Event,
+    ) -> None:
+        self._workers = workers
+        self._exchange = exchange
+        self._serving = serving
+        self._draining = draining
+        self._outbox = Outbox(exchange)
+        self._inbox = Inbox(
+            exchange,
+            serving.worker_id,
+            self._outbox,
+            self._obey,
+            patience=serving.ask_patience,
+        )
+        self._floor = Floor(
+            exchange=exchange,
+            desk=Desk(
+                worker_id=serving.worker_id,
+                outbox=self._outbox,
+                api_url=serving.api_url,
+                pace=serving.pace,
+            ),
+            inbox=self._inbox,
+            slots=Slots(serving.slots),
+            running={},
+        )
+        self._counters: dict[str, Counter] = {}
+        self._offers: tuple[Offer, ...] = ()
+        self._fresh = True
+        self._hello_now = asyncio.Event()
+
+    async def run(self) -> None:
+        async with AsyncExitStack() as stack:
+            await self._set_up(stack)
+            await self._declare()
+            if self._serving.health_port is not None:
+                page = health_page(
+                    self._serving.health_host, self._serving.health_port, self._examine
+                )
+                await stack.enter_async_context(page)
+            await self._serve()
+
+    async def _set_up(self, stack: AsyncExitStack) -> None:
+        """Set up each worker where it will run: a model is loaded before a task is taken."""
+        lanes = max(1, min(self._serving.slots, _MOST_LANES // len(self._workers)))
+        for worker in self._workers:
+            place = await stack.enter_async_context(place_for(worker, self._serving.slots))
+            self._counters[worker.key] = Counter(worker, place, self._floor, lanes)
+
+    async def _declare(self) -> None:
+        """Make the queues. A key whose queue is in the way is left out; others work."""
+        for queue in (RESPONSE_QUEUE, DEAD_QUEUE):
+            await self._exchange.declare_queue(queue)
+        for key, counter in list(self._counters.items()):
+            try:
+                await counter.declare()
+            except QueueMismatch as fault:
+                logger.error("%s is not served: %s", key, fault)  # noqa: TRY400
+                del self._counters[key]
+                if not self._counters:
+                    raise
+        self._offers = tuple(offer_of(counter.worker) for counter in self._counters.values())
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            ends = [
+                group.create_task(_endless(run))
+                for run in (self._outbox.run(), self._inbox.run(), self._note_reconnections())
+            ]
+            await _first_of(self._inbox.listening, self._draining)
+            counters = {group.create_task(counter.run()) for counter in self._counters.values()}
+            ends.append(group.create_task(_endless(self._greet())))
+            await self._draining.wait()
+            await self._drain(counters)
+            for task in ends:
+                task.cancel()
+
+    # --- leave ------------------------------------------------------------------------------
+
+    async def _drain(self, counters: "set[asyncio.Task[None]]") -> None:
+        logger.info("draining: %d tasks are running", len(self._floor.running))
+        for counter in self._counters.values():
+            counter.close()
+        _, busy = await asyncio.wait(counters, timeout=self._serving.grace.total_seconds())
+        for attempt in self._floor.running.values():
+            attempt.stop(Stop.DRAINED)
+        if busy:
+            _, busy = await asyncio.wait(busy, timeout=_LAST_WORDS)
+        for counter_task in busy:
+            counter_task.cancel()  # nobody takes its words: its tasks go back with the connection
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL):
+                await self._outbox.post(Goodbye(worker=self._serving.worker_id))
+
+    # --- listen -----------------------------------------------------------------------------
+
+    def _obey(self, control: Control) -> None:
+        match control.act:
+            case "cancel":
+                self._cancel(control)
+            case "pause" if control.key in self._counters:
+                self._counters[control.key].pause()
+            case "resume" if control.key in self._counters:
+                self._counters[control.key].resume()
+            case "drain" if control.worker == self._serving.worker_id:
+                self._draining.set()
+            case "roll":
+                self._hello_now.set()
+
+    def _cancel(self, control: Control) -> None:
+        if control.job_id is None and control.task_id is None:
+            return
+        for (task_id, number), attempt in self._floor.running.items():
+            if (
+                control.task_id in (None, task_id)
+                and control.job_id in (None, attempt.message.job_id)
+                and control.attempt in (None, number)
+            ):
+                attempt.stop(Stop.CANCELLED)
+
+    async def _note_reconnections(self) -> None:
+        async for _ in self._exchange.reconnections():
+            self._inbox.missed_some()
+            self._fresh = True
+            self._hello_now.set()
+
+    # --- speak ------------------------------------------------------------------------------
+
+    async def _greet(self) -> None:
+        for counter in self._counters.values():
+            await counter.consuming.wait()
+        while True:
+            self._hello_now.clear()
+            fate = await self._outbox.post(self._hello())
+            if fate is Fate.ROUTED and not self._hello_now.is_set():
+                self._fresh = False
+            pause = self._serving.hello_every.total_seconds()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HELLO_AGAIN if self._fresh else pause):
+                    await self._hello_now.wait()
+
+    def _hello(self) -> Hello:
+        return Hello(
+            worker=self._serving.worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            slots=self._serving.slots,
+            inbox=self._inbox.name,
+            offers=self._offers,
+            running=tuple(attempt.message.ticket for attempt in self._floor.running.values()),
+            fresh=self._fresh,
+        )
+
+    def _examine(self) -> Health:
+        connected, draining = self._exchange.connected, self._draining.is_set()
+        return connected and not draining, {
+            "status": "draining" if draining else "ok" if connected else "no exchange",
+            "worker": self._serving.worker_id,
+            "keys": sorted(self._counters),
+            "slots": self._serving.slots,
+            "running": len(self._floor.running),
+        }
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def _endless(run: Coroutine[Any, Any, None]) -> None:
+    """Run something the others cannot do without: should it ever end, they end too."""
+    try:
+        await run
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise
+    raise RuntimeError(f"{run} ended by itself")
