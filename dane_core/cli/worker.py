@@ -1,0 +1,155 @@
+"""`dane worker`: do tasks of the given kinds until told to stop."""
+
+# ruff: noqa: PLC0415  a verb imports what it needs when it is called, so that all start quickly
+
+import asyncio
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dane_core.cli.terminal import SERVICE, AsJson, Config, named, print_lines
+from dane_core.errors import BadSettings, Fault
+
+if TYPE_CHECKING:
+    from dane_core.settings import Settings
+    from dane_core.worker.worker import Worker
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=SERVICE)(worker)
+
+
+def worker(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET…",
+            help="package.module:Class, path/file.py, path/file.py:Class, or an installed key.",
+        ),
+    ],
+    *,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Tasks done at the same time.  [default: 1]")
+    ] = None,
+    health_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65_535, help="Answer /health on this port of 127.0.0.1."),
+    ] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Do tasks. SIGTERM or Ctrl-C finishes what runs and stops; a second one stops at once."""
+    from dane_core.settings import Settings, load
+
+    settings, _ = load(
+        Settings,
+        files=named(config),
+        overrides={"WORKER": {"SLOTS": slots, "HEALTH_PORT": health_port}},
+    )
+    classes = found(targets)
+    start_logging(settings)
+    try:
+        asyncio.run(serve_workers(classes, settings, as_json=as_json))
+    except asyncio.CancelledError:
+        raise typer.Exit(130) from None
+
+
+def found(targets: Sequence[str]) -> "list[type[Worker]]":
+    """The worker classes that targets mean, each once. Raises: BadWorker."""
+    from dane_core.worker.discover import find_workers
+
+    return list(dict.fromkeys(cls for target in targets for cls in find_workers(target)))
+
+
+async def serve_workers(
+    classes: "Sequence[type[Worker]]", settings: "Settings", *, as_json: bool
+) -> None:
+    """Serve worker classes over the configured broker, until drained."""
+    from dane_core.cli.health import answer_health
+    from dane_core.exchange.amqp import connect
+    from dane_core.worker.serve import Serving, serve
+
+    serving = Serving(
+        slots=settings.WORKER.SLOTS,
+        grace=settings.WORKER.GRACE,
+        api_url=settings.api_url,
+        response_queue=settings.RABBITMQ.RESPONSE_QUEUE,
+    )
+    draining = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        exchange = await stack.enter_async_context(
+            connect(
+                broker_of(settings),
+                name=serving.worker_id,
+                task_exchange=settings.RABBITMQ.EXCHANGE,
+            )
+        )
+        stack.enter_context(drain_on_signals(draining))
+
+        def health() -> tuple[bool, dict[str, Any]]:
+            facts = {"worker": serving.worker_id, "draining": draining.is_set()}
+            return exchange.connected, {**facts, "connected": exchange.connected}
+
+        if settings.WORKER.HEALTH_PORT is not None:
+            await stack.enter_async_context(answer_health(settings.WORKER.HEALTH_PORT, health))
+        keys = sorted(cls.key for cls in classes)
+        if as_json:
+            print_lines([{"worker": serving.worker_id, "keys": keys, "slots": serving.slots}])
+        else:
+            typer.echo(f"worker {serving.worker_id} takes {', '.join(keys)}; Ctrl-C to stop")
+        await serve(classes, exchange, serving, draining=draining)
+
+
+def broker_of(settings: "Settings") -> str:
+    """Where a worker finds its tasks. Raises: BadSettings, when no broker was named."""
+    if settings.exchange_url.startswith("memory:"):
+        raise BadSettings(
+            [
+                Fault(
+                    "EXCHANGE.URL",
+                    "a worker needs the address of the broker: set it, or the section RABBITMQ "
+                    "(to run workers and server in one process: dane dev)",
+                )
+            ]
+        )
+    return settings.exchange_url
+
+
+@contextmanager
+def drain_on_signals(draining: asyncio.Event) -> Iterator[None]:
+    """Within this, SIGTERM and SIGINT ask for an end; a second one makes it now."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def stop() -> None:
+        if draining.is_set() and task is not None:
+            task.cancel()
+        draining.set()
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def start_logging(settings: "Settings") -> None:
+    """Log as LOGGING says: to stderr, and to a file in DIR if there is one."""
+    import logging
+
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    folder: Path | None = settings.LOGGING.DIR
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(folder / "dane-worker.log", encoding="utf-8"))
+    logging.basicConfig(
+        level=settings.LOGGING.LEVEL,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=handlers,
+    )
