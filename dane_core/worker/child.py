@@ -20,6 +20,7 @@ from dane_core.outcome import Done, Failed, Outcome
 from dane_core.worker.answer import clean_text, failure_of
 from dane_core.worker.context import Cancellation, TaskContext
 from dane_core.worker.discover import Origin, load_origin
+from dane_core.worker.isolation import LOADING
 from dane_core.worker.pipe import Frame, Pipe
 from dane_core.worker.place import await_work, do_work
 from dane_core.worker.worker import Worker
@@ -83,7 +84,9 @@ class _Child:
 
     def _set_up(self, origin: Origin) -> Worker | None:
         try:
-            worker = load_origin(origin)()
+            worker_class = load_origin(origin)
+            os.environ.pop(LOADING, None)
+            worker = worker_class()
             self._finish(worker.setup())
         except (Exception, SystemExit) as fault:
             logger.debug("setup failed", exc_info=fault)

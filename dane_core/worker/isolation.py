@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Self
 
+from dane_core.errors import BadWorker
 from dane_core.outcome import Done, Failed, Outcome, Refused
 from dane_core.worker.context import TaskContext
 from dane_core.worker.discover import origin_of
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 #: How long a child may take to end after a polite word, in seconds, before it is killed.
 PATIENCE: Final = 3.0
+
+#: Set in a child's environment until it has loaded its worker.
+LOADING: Final = "DANE_CHILD_LOADING"
 
 #: Without our own sys.path a child might not find this very package.
 _BOOT: Final = (
@@ -47,7 +51,16 @@ _CAUSES: Final[Mapping[int, str]] = {
 
 
 def place_for(worker: type[Worker], slots: int) -> Place:
-    """Where the tasks of a worker are done, not yet open; at most `slots` at once."""
+    """Where the tasks of a worker are done, not yet open; at most `slots` at once.
+
+    Raises: BadWorker, in a child that is still loading its worker: a script that serves
+    when it is imported would make children of children without end.
+    """
+    if LOADING in os.environ:
+        raise BadWorker(
+            f"{worker.key} is served by the very module a child process imports to do its "
+            'tasks: put that under  if __name__ == "__main__":'
+        )
     match place_of(worker):
         case "loop":
             return LoopPlace(worker)
@@ -252,6 +265,7 @@ def _spawn(end: int, worker: type[Worker]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), str(end), str(os.getpid())]
     return subprocess.Popen(  # noqa: S603  our own interpreter, our own code
         [*command, worker.key],  # the key is for people who look at the process list
+        env={**os.environ, LOADING: worker.key},
         stdin=subprocess.DEVNULL,
         stdout=2,  # what work prints must not get between what the parent prints
         pass_fds=(end,),
