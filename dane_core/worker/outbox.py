@@ -7,7 +7,6 @@ from typing import Final
 from dane_core.errors import ExchangeUnreachable
 from dane_core.exchange.base import Exchange, Fate
 from dane_core.message import Envelope, Report
-from dane_core.routing import RESPONSE_QUEUE
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +20,9 @@ _LONGEST_PAUSE: Final = 15.0
 class Outbox:
     """One sender for all attempts: one message when idle, many at once under load."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, queue: str) -> None:
         self._exchange = exchange
+        self._queue = queue
         self._waiting: list[tuple[Envelope, asyncio.Future[Fate]]] = []
         self._news = asyncio.Event()
 
@@ -57,6 +57,6 @@ class Outbox:
 
     async def _send(self, envelopes: list[Envelope]) -> list[Fate]:
         try:
-            return list(await self._exchange.send(RESPONSE_QUEUE, envelopes))
+            return list(await self._exchange.send(self._queue, envelopes))
         except ExchangeUnreachable:
             return [Fate.UNKNOWN] * len(envelopes)

@@ -50,6 +50,7 @@ class Serving:
     worker_id: str = field(default_factory=new_worker_id)
     grace: timedelta = timedelta(seconds=30)  # for running tasks, when it is drained
     api_url: str | None = None  # of the server, for answers too large to come along
+    response_queue: str = RESPONSE_QUEUE
     hello_every: timedelta = timedelta(seconds=15)
     ask_patience: timedelta = timedelta(seconds=10)  # for a server to answer a question
     pace: Pace = field(default_factory=Pace)
@@ -92,7 +93,7 @@ class _Service:
         self._exchange = exchange
         self._serving = serving
         self._draining = draining
-        self._outbox = Outbox(exchange)
+        self._outbox = Outbox(exchange, serving.response_queue)
         self._inbox = Inbox(
             exchange,
             serving.worker_id,
@@ -137,7 +138,7 @@ class _Service:
 
     async def _declare(self) -> None:
         """Make the queues. A key whose queue is in the way is left out; others work."""
-        for queue in (RESPONSE_QUEUE, DEAD_QUEUE):
+        for queue in (self._serving.response_queue, DEAD_QUEUE):
             await self._exchange.declare_queue(queue)
         for key, counter in list(self._counters.items()):
             try:
