@@ -189,12 +189,10 @@ class Items:
             self._in_string = not self._in_string
         elif mark in b"[{":
             self._depth += 1
-        elif mark in b"]}" and self._depth > 1:
-            self._depth -= 1
-        elif mark == b"," and self._depth > 1:
-            return
-        else:
-            self._closed = mark != b","
+        elif self._depth > 1:
+            self._depth -= mark in b"]}"
+        elif mark in b",]":
+            self._closed = mark == b"]"
             yield from self._cut()
 
     def _cut(self) -> Iterator[Document]:

@@ -1,8 +1,7 @@
-"""A server without sockets: the real store, runner and exchange behind the real API."""
+"""Servers for tests of the API; each has a store of its own."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,67 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
-from dane_core.exchange.memory import MemoryExchange
-from dane_server.api import create_api
-from dane_server.runner.pace import Pace
-from dane_server.runner.runner import Runner
-from dane_server.runner.submit import Folders
-from dane_server.settings import ServerSettings
-from dane_server.storage.acts import Acts
-from dane_server.storage.engine import Store, open_store
-from dane_server.storage.reader import Reader
-from dane_server.storage.tables import metadata
-from dane_server.storage.writer import Writer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Served:
-    http: httpx.AsyncClient
-    store: Store
-    reader: Reader
-    writer: Writer
-    runner: Runner
-    exchange: MemoryExchange
-
-
-@asynccontextmanager
-async def serving(folder: Path, **sections: Any) -> AsyncIterator[Served]:
-    exchange = MemoryExchange()
-    async with open_store(f"sqlite+aiosqlite:///{folder}/dane.sqlite") as store:
-        async with store.engine.begin() as connection:
-            await connection.run_sync(metadata.create_all)
-        reader, writer = Reader(store), Writer(store)
-        runner = Runner(
-            writer=writer,
-            reader=reader,
-            acts=Acts(store),
-            exchange=exchange,
-            folders=Folders(temp=folder / "TEMP", out=folder / "OUT"),
-            pace=Pace(),
-        )
-        settings = ServerSettings(**sections)
-        api = create_api(runner=runner, reader=reader, settings=settings, exchange=exchange)
-        transport = httpx.ASGITransport(api)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5500") as http:
-            yield Served(
-                http=http,
-                store=store,
-                reader=reader,
-                writer=writer,
-                runner=runner,
-                exchange=exchange,
-            )
-
-
-@pytest.fixture(scope="session")
-def open_server() -> Callable[..., AbstractAsyncContextManager[Served]]:
-    """`open_server(folder, COMPAT={"EXACT_SHAPE": True})`"""
-    return serving
+from tests.server.api.served import Serve, Served, serving
 
 
 @pytest.fixture
-async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Served]]]:
-    """Starts servers with some settings: `await serve(COMPAT={"EXACT_SHAPE": True})`."""
+async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
         numbers = count()
 
@@ -82,7 +25,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Served]
 
 
 @pytest.fixture
-async def dane(serve: Callable[..., Awaitable[Served]]) -> Served:
+async def dane(serve: Serve) -> Served:
     return await serve()
 
 

@@ -3,10 +3,9 @@
 import codecs
 import gzip
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -15,9 +14,7 @@ import sqlalchemy as sa
 
 from dane_server.storage.engine import Store
 from dane_server.storage.tables import metadata
-
-if TYPE_CHECKING:
-    from tests.server.api.conftest import Served
+from tests.server.api.served import Served, serving
 
 JSON: Final = {"Content-Type": "application/json"}
 NDJSON: Final = {"Content-Type": "application/x-ndjson"}
@@ -485,12 +482,9 @@ ALL: Final = {**NOT_JSON, **MEMBERS, **TASKS, **HEADERS, **BATCHES, **PARAMETERS
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def dane(
-    open_server: "Callable[..., AbstractAsyncContextManager[Served]]",
-    tmp_path_factory: pytest.TempPathFactory,
-) -> "AsyncIterator[Served]":
+async def dane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     """One server for all of them: none leaves a trace."""
-    async with open_server(tmp_path_factory.mktemp("dane")) as served:
+    async with serving(tmp_path_factory.mktemp("dane")) as served:
         made = await served.http.post("/DANE/job", json=spec(source_id="before"))
         assert made.status_code == 201
         yield served
@@ -498,7 +492,7 @@ async def dane(
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("wrong", [pytest.param(wrong, id=name) for name, wrong in ALL.items()])
-async def test_a_wrong_request_is_refused_and_changes_nothing(wrong: Wrong, dane: "Served") -> None:
+async def test_a_wrong_request_is_refused_and_changes_nothing(wrong: Wrong, dane: Served) -> None:
     """Whatever comes in: a 4xx that names the part at fault, and not a byte in the store."""
     before = await everything_in(dane.store)
 
