@@ -77,7 +77,7 @@ async def open_line(url: str, name: str, patience: float) -> AsyncIterator[Line]
     """Connect, and stay connected. Raises: ExchangeUnreachable, if the first try fails."""
     address = URL(url)
     settings = {"heartbeat": str(_HEARTBEAT), "name": name} | dict(address.query)
-    connection = RobustConnection(address.with_query(settings))
+    connection = RobustConnection(address.with_query(settings), reconnect_interval=_FIRST_PAUSE)
     line = Line(connection, patience)
     try:
         try:
