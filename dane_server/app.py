@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, Final, Literal
 
@@ -48,6 +48,7 @@ async def run_server(
     port: int | None = None,
     on_ready: Callable[[str], None] | None = None,
     stop: asyncio.Event | None = None,
+    heed_signals: bool = True,
 ) -> None:
     """Serve until `stop` is set or a SIGTERM or SIGINT comes; a second signal exits at once.
 
@@ -57,7 +58,8 @@ async def run_server(
     """
     stop = stop or asyncio.Event()
     _check_roles(settings, roles)
-    with _listening(settings, roles, port) as door, _told_by_signals(stop):
+    signals = _told_by_signals(stop) if heed_signals else nullcontext()
+    with _listening(settings, roles, port) as door, signals:
         async with open_store(settings.store_url) as store, _exchange(settings) as exchange:
             await _prepare(store, exchange)
             server = _Server(settings, store, exchange, roles=roles)
@@ -143,12 +145,10 @@ class _Server:
         """Answers that wait in this process would be gone with it."""
         if not isinstance(self._exchange, MemoryExchange):
             return
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_ANSWERS):
-                while await self._waiting_answers():
+                while await self._waiting_answers():  # noqa: ASYNC110 - no event for "empty"
                     await asyncio.sleep(0.01)
-        except TimeoutError:
-            pass
 
     async def _waiting_answers(self) -> bool:
         depth = await self._exchange.depth(self._settings.RABBITMQ.RESPONSE_QUEUE)
@@ -180,11 +180,9 @@ class _Team:
             return
         self._draining.set()
         grace = self._serving.grace + timedelta(seconds=_GRACE)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(grace.total_seconds()):
                 await self._drained.wait()
-        except TimeoutError:
-            pass
 
 
 class _Web(uvicorn.Server):
