@@ -214,7 +214,7 @@ def read_members(model: type[M], value: object, path: Path, reading: Reading) ->
     report_repeated(value, path, faults)
     report_unknown(value, model.model_fields, path, faults)
     known = {name: value[name] for name in model.model_fields if name in value}
-    if known.get("retry") is not None:
+    if known.get("retry") is not None:  # on its own, for the faults pydantic does not see
         known["retry"] = read_members(RetryMembers, known["retry"], (path, "retry"), reading)
     try:
         return model.model_validate(known, context=reading.limits)
@@ -243,6 +243,8 @@ def _said(error: ErrorDetails) -> str:
     match error["type"]:
         case "missing":
             return "missing"
+        case "dict_type":
+            return "expected an object"
         case "value_error":
             return str(error["ctx"]["error"])
         case _:

@@ -243,7 +243,7 @@ class _TreeReader:
 _ENTRY: Final = ("task", "after")
 
 _KINDS: Final[Mapping[str, Callable[[_TreeReader, object, _Place], _Parts]]] = {
-    "Task": _TreeReader._task,  # the table of its own methods
+    "Task": _TreeReader._task,
     "taskSequential": _TreeReader._sequential,
     "taskParallel": _TreeReader._parallel,
     "taskGraph": _TreeReader._graph,

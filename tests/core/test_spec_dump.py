@@ -4,11 +4,13 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dane_core.errors import BadSpec
 from dane_core.spec import JobSpec, Parallel, Sequential, TaskSpec, dump_job, parse_job, read_job
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # What `to_json` of DANE 0.1.1 printed for jobs made with its own classes.
 SERIALISED_BY_0_1 = """\
@@ -148,6 +150,7 @@ jobs = st.fixed_dictionaries(
 )
 
 
+@unhurried
 @given(jobs)
 def test_a_specification_read_written_and_read_is_the_same(job: dict[str, Any]) -> None:
     spec = parse_job(json.dumps(job).encode())

@@ -127,7 +127,7 @@ def test_every_fault_is_told_at_once_with_its_path() -> None:
         "tasks.taskSequential[1].Task.task_key": (
             "'B*' is not a task key: expected 1 to 100 letters A-Z, digits, '_' or '-'"
         ),
-        "tasks.taskSequential[1].Task.args": "expected a valid dictionary",
+        "tasks.taskSequential[1].Task.args": "expected an object",
         "tasks.taskSequential[1].Task.timeout": "expected greater than 0",
         "tasks.taskSequential[1].Task.retry.limit": "expected greater than or equal to 0",
         "tasks.taskSequential[2].taskParallel": "expected at least one task",
@@ -227,8 +227,8 @@ def test_a_node_that_is_not_one_is_told_where_and_why(node: Any, path: str, part
         ({"type": ""}, "type", "is not a type"),
         ({"type": "video.*"}, "type", "is not a type"),
         ({"type": "v" * 33}, "type", "is not a type"),
-        ({"metadata": []}, "metadata", "valid dictionary"),
-        ({"metadata": "{}"}, "metadata", "valid dictionary"),
+        ({"metadata": []}, "metadata", "expected an object"),
+        ({"metadata": "{}"}, "metadata", "expected an object"),
         ({"priority": -1}, "priority", "greater than or equal to 0"),
         ({"priority": "11"}, "priority", "valid integer"),
         ({"priority": " 1"}, "priority", "valid integer"),
@@ -236,7 +236,7 @@ def test_a_node_that_is_not_one_is_told_where_and_why(node: Any, path: str, part
         ({"priority": True}, "priority", "valid integer"),
         ({"job_id": 1}, "job_id", "DANE gives this"),
         ({"response": {"SHARED": {}}}, "response", "written by workers"),
-        ({"response": []}, "response", "valid dictionary"),
+        ({"response": []}, "response", "expected an object"),
         ({"api": "x"}, "api", "unknown"),
     ],
 )

@@ -3,10 +3,12 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dane_core.spec import requote
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,7 @@ urls = st.tuples(
 ).map("".join)
 
 
+@unhurried
 @given(urls)
 def test_quoting_twice_is_quoting_once(url: str) -> None:
     """One source_id has one source_url, and a client may send back what it was shown."""
@@ -53,6 +56,7 @@ def test_quoting_twice_is_quoting_once(url: str) -> None:
     assert requote(once) == once
 
 
+@unhurried
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_a_quoted_url_holds_only_what_a_url_may(text: str) -> None:
     """RFC 3986, section 2, and every percent sign begins an escape."""

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dane_core.spec import fold
 from dane_core.spec.cycle import cycles
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def test_a_tree_is_made_from_the_bottom_in_the_order_it_is_written() -> None:
@@ -47,6 +49,7 @@ def has_order(after: dict[str, list[str]]) -> bool:
     return len(done) == len(after)
 
 
+@unhurried
 @given(waiting())
 def test_cycles_are_found_where_there_are_any(after: dict[str, list[str]]) -> None:
     found = list(cycles(after))
@@ -56,6 +59,7 @@ def test_cycles_are_found_where_there_are_any(after: dict[str, list[str]]) -> No
         assert all(second in after[first] for first, second in pairwise([*cycle, cycle[0]]))
 
 
+@unhurried
 @given(waiting())
 def test_breaking_every_cycle_found_leaves_none(after: dict[str, list[str]]) -> None:
     """So whoever mends all that was told is not told of another."""

@@ -69,6 +69,21 @@ def test_a_graph_waits_for_what_it_names_in_whatever_order_it_is_written() -> No
     assert set(compiled.edges) == {(2, 0), (1, 0), (3, 1), (3, 2)}
 
 
+def test_a_graph_begins_and_ends_only_where_it_does() -> None:
+    inner = {
+        "taskGraph": {
+            "b": {"task": "B", "after": ["a"]},
+            "a": "A",
+            "c": {"task": "C", "after": ["b"]},
+        }
+    }
+
+    compiled = graph(steps("Sequential", "X", inner, "Y"))
+
+    # X is 0, b 1, a 2, c 3 and Y 4.
+    assert set(compiled.edges) == {(0, 2), (2, 1), (1, 3), (3, 4)}
+
+
 def test_a_block_that_many_wait_for_is_joined_once() -> None:
     """A hundred ends and a hundred dependants are two hundred edges, not ten thousand."""
     many = {f"n{i}": {"task": "B", "after": ["block"]} for i in range(100)}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dane_core.spec import (
@@ -27,6 +27,8 @@ from dane_core.spec import (
 )
 from dane_core.spec.node import JobSpec
 from dane_server.graph import Graph, compile_graph, unfold
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
@@ -119,6 +121,7 @@ class Run:
                     (self.ready.add if after < len(self._graph.tasks) else done.append)(after)
 
 
+@unhurried
 @given(nodes, st.data())
 def test_exactly_what_may_run_is_ready_at_every_moment(root: Node, data: st.DataObject) -> None:
     """Whatever ends next, well or badly: no task starts before those it comes after are done,
@@ -142,6 +145,7 @@ def test_exactly_what_may_run_is_ready_at_every_moment(root: Node, data: st.Data
         run.finish(seq, failed=failed)
 
 
+@unhurried
 @given(nodes)
 def test_a_job_without_failures_runs_to_its_end(root: Node) -> None:
     graph = compile_graph(root)
@@ -155,6 +159,7 @@ def test_a_job_without_failures_runs_to_its_end(root: Node) -> None:
     assert ran == len(graph.tasks)
 
 
+@unhurried
 @given(nodes)
 def test_edges_are_linear_in_tasks_and_names(root: Node) -> None:
     reference = Reference(root)
@@ -167,6 +172,7 @@ def test_edges_are_linear_in_tasks_and_names(root: Node) -> None:
     assert len(graph.pending) == len(graph.tasks) + graph.joins
 
 
+@unhurried
 @given(nodes)
 def test_a_join_joins(root: Node) -> None:
     """Each has several before it and several after it; else it would only cost time."""
@@ -177,6 +183,7 @@ def test_a_join_joins(root: Node) -> None:
         assert sum(before == join for before, _ in graph.edges) > 1
 
 
+@unhurried
 @given(nodes)
 def test_the_tree_gives_the_specification_back(root: Node) -> None:
     graph = compile_graph(root)
