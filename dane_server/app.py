@@ -10,12 +10,12 @@ from datetime import timedelta
 from typing import Any, Final, Literal
 
 import uvicorn
-from dane_core.worker.serve import Serving, serve
 
 from dane_core.errors import BadSettings, DaneError, Fault
 from dane_core.exchange.base import Exchange
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.settings import bracketed
+from dane_core.worker.serve import Serving, serve
 from dane_core.worker.worker import Worker
 from dane_server.api import create_api
 from dane_server.bind import listen

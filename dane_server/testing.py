@@ -25,25 +25,31 @@ async def embedded_dane(
     sections.setdefault("DANE_SERVER", {"DATA_FOLDER": folder})
     settings = ServerSettings(**sections)
     stop = asyncio.Event()
-    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    ready = asyncio.Event()
+    urls: list[str] = []
+
+    def announce(url: str) -> None:
+        urls.append(url)
+        ready.set()
+
     server = asyncio.create_task(
         run_server(
             settings,
             workers=workers,
             slots=slots,
             port=0,
-            on_ready=ready.set_result,
+            on_ready=announce,
             stop=stop,
             heed_signals=False,
         )
     )
+    server.add_done_callback(lambda _: ready.set())
     try:
-        await asyncio.wait({server, ready}, return_when=asyncio.FIRST_COMPLETED)
-        if not ready.done():
+        await ready.wait()
+        if not urls:
             await server  # raises what went wrong
-        async with Client(await ready) as client:
+        async with Client(urls[0]) as client:
             yield client
     finally:
-        ready.cancel()
         stop.set()
         await server

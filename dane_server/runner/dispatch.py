@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dane_core.errors import ExchangeUnreachable
@@ -42,6 +42,7 @@ class Dispatcher:
         self._pace = pace
         self._reply_to = reply_to
         self._handed_over: list[Claim] = []
+        self._bound_meanwhile: set[str] = set()
 
     async def run(self) -> None:
         """Send whenever the bell rings, until cancelled."""
@@ -53,6 +54,10 @@ class Dispatcher:
     def hand_over(self, claims: Sequence[Claim]) -> None:
         """Send what was claimed elsewhere, before anything else; the ringer rings the bell."""
         self._handed_over += claims
+
+    def note_bound(self, keys: Collection[str]) -> None:
+        """Queues were bound for these keys: what is being found unroutable just now may go."""
+        self._bound_meanwhile |= set(keys)
 
     async def send_some(self) -> bool:
         """Send one batch of what is ready; false when there was nothing.
@@ -69,6 +74,7 @@ class Dispatcher:
         heads = await self._reader.heads(claim.job_id for claim in claims)
         claims = [claim for claim in claims if claim.job_id in heads]
         messages = await self._messages(claims, heads)
+        self._bound_meanwhile.clear()
         fates = await self._exchange.publish(
             [(message.routing_key, message.seal(self._reply_to)) for message in messages]
         )
@@ -127,7 +133,10 @@ class Dispatcher:
         await self._writer.mark_sent(
             by_fate[Fate.ROUTED], by_fate[Fate.UNROUTABLE], again=self._pace.route_again
         )
-        for key in sorted({claim.key for claim in by_fate[Fate.UNROUTABLE]}):
+        unroutable = {claim.key for claim in by_fate[Fate.UNROUTABLE]}
+        if bound := sorted(unroutable & self._bound_meanwhile):
+            await self._writer.route_again(bound)
+        for key in sorted(unroutable.difference(bound)):
             logger.warning("no queue is bound to %s: its tasks wait for a worker", key)
         if by_fate[Fate.UNKNOWN]:
             raise ExchangeUnreachable(

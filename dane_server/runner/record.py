@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from dane_core.errors import BadMessage, ExchangeUnreachable
@@ -24,9 +24,9 @@ from dane_core.message import (
 )
 from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE
 from dane_server.runner.bell import LocalBell
+from dane_server.runner.dispatch import Dispatcher
 from dane_server.runner.pace import Pace
 from dane_server.runner.ticket import Signer
-from dane_server.storage.view import Claim
 from dane_server.storage.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Recorder:
         bell: LocalBell,
         signer: Signer,
         pace: Pace,
-        send: Callable[[Sequence[Claim]], None],
+        dispatcher: Dispatcher,
         queue: str = RESPONSE_QUEUE,
     ) -> None:
         self._writer = writer
@@ -52,7 +52,7 @@ class Recorder:
         self._bell = bell
         self._signer = signer
         self._pace = pace
-        self._send = send
+        self._dispatcher = dispatcher
         self._queue = queue
 
     async def run(self) -> None:
@@ -123,7 +123,7 @@ class Recorder:
         recorded = await self._writer.record(
             answers, window=self._pace.window, lease=self._pace.lease
         )
-        self._send(recorded.claims)
+        self._dispatcher.hand_over(recorded.claims)
         for answer in recorded.late:
             logger.info(
                 "task %s: ignored a late answer (%s) of attempt %s",
@@ -157,7 +157,9 @@ class Recorder:
             paused = await self._writer.see_workers(hellos)
             await self._tell_pauses(hellos, paused)
         fresh = {offer.key for hello in hellos if hello.fresh for offer in hello.offers}
-        if fresh and await self._writer.route_again(sorted(fresh)):
+        if fresh:
+            self._dispatcher.note_bound(fresh)
+            await self._writer.route_again(sorted(fresh))
             await self._bell.ring()
         for goodbye in goodbyes:
             await self._writer.forget_worker(goodbye.worker)

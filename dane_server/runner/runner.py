@@ -84,7 +84,7 @@ class Runner(Operator):
             bell=self._local,
             signer=signer,
             pace=self._pace,
-            send=dispatcher.hand_over,
+            dispatcher=dispatcher,
             queue=self._response_queue,
         )
         sweeper = Sweeper(writer=self._writer, acts=self._acts, bell=self._local, pace=self._pace)
