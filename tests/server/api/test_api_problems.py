@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from dane_core.errors import BadSpec, DaneError, ExchangeUnreachable, Fault, StoreUnreachable
+from dane_core.exchange.base import Exchange
 from dane_core.exchange.memory import MemoryExchange
 from dane_server.api import create_api
 from dane_server.api.problems import ROWS, problem
@@ -25,13 +26,22 @@ class BrokenReader:
     async def job_view(self, _job_id: int) -> None:
         raise self.error
 
+    async def ping(self) -> None:
+        raise self.error
 
-def client_of(error: Exception) -> httpx.AsyncClient:
+
+class DeafExchange:
+    """Has lost its connection."""
+
+    connected = False
+
+
+def client_of(error: Exception, exchange: object = None) -> httpx.AsyncClient:
     api = create_api(
         runner=cast("Runner", None),
         reader=cast("Reader", BrokenReader(error)),
         settings=ServerSettings(),
-        exchange=MemoryExchange(),
+        exchange=cast("Exchange", exchange or MemoryExchange()),
     )
     return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://localhost:5500")
 
@@ -64,6 +74,23 @@ async def test_what_is_out_of_reach_may_be_asked_again(kind: type[DaneError]) ->
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) > 0
     assert "db7.internal" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("exchange", "messagequeue"),
+    [(MemoryExchange(), "200 OK"), (DeafExchange(), "502 Bad Gateway")],
+)
+async def test_a_server_that_reaches_nothing_is_alive_but_not_ready(
+    exchange: object, messagequeue: str
+) -> None:
+    """In DANE 0.1's words, and with a status that load balancers understand."""
+    async with client_of(StoreUnreachable("gone"), exchange) as http:
+        health, ready = await http.get("/DANE/health"), await http.get("/DANE/ready")
+
+    assert (health.status_code, ready.status_code) == (200, 503)
+    assert ready.json()["database"] == "502 Bad Gateway"
+    assert ready.json()["messagequeue"] == messagequeue
+    assert "retry-after" in ready.headers
 
 
 async def test_what_nobody_expected_leaks_nothing_and_is_logged_once(
