@@ -32,7 +32,7 @@ def text(length: int) -> TypeEngine[Any]:
 BIG: Final = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 LONG: Final = _on_mariadb(sa.Text(), mysql.LONGTEXT(charset="utf8mb4"))
 TIME: Final = _on_mariadb(sa.DateTime(), mysql.DATETIME(fsp=6))
-REAL: Final = _on_mariadb(sa.Float(), mysql.DOUBLE())
+REAL: Final = _on_mariadb(sa.Float(), mysql.DOUBLE(asdecimal=False))
 
 
 def key(name: str, type_: TypeEngine[Any] = BIG, *, counts_up: bool = False) -> sa.Column[Any]:

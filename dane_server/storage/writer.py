@@ -215,10 +215,11 @@ class Writer:
     # --- sweeping -----------------------------------------------------------------------
 
     async def sweep(self, *, limit: int = 500, silence: timedelta) -> int:
-        """Make ready what nobody else will; returns how many tasks that were.
+        """Make ready what nobody else will; returns how many tasks are worth another sweep.
 
-        Those are: claimed but not confirmed in time, failed for now and due again, and
-        waiting for a worker long enough. Workers silent for `silence` are forgotten.
+        Those are: claimed but not confirmed in time, failed for now and due again, and, as a
+        probe, some that have waited for a worker long enough: when one binds it says so, and
+        all of them go. Workers silent for `silence` are forgotten.
         """
 
         async def unit(connection: AsyncConnection) -> int:
@@ -227,7 +228,7 @@ class Writer:
                 ids = list(await connection.scalars(sql.overdue(state, limit)))
                 if ids:
                     await connection.execute(sql.ready_again(ids, state))
-                    moved += len(ids)
+                    moved += len(ids) if state is not TaskState.UNROUTABLE else 0
             await connection.execute(sql.forget_silent_workers(silence.total_seconds()))
             return moved
 
