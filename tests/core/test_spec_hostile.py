@@ -53,8 +53,8 @@ def refusal(raw: bytes) -> dict[str, str]:
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
         (b"[" * 10_000 + b"]" * 10_000, "nested too deeply"),
         (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "nested too deeply"),
-        (b"[" * 5_000_000, "more than 4,194,304 values"),
-        (body('["A"' + ',"A"' * 5_000_000 + "]"), "more than 4,194,304 values"),
+        (b"[" * 5_000_000, "too many values"),
+        (body('["A"' + ',"A"' * 5_000_000 + "]"), "too many values"),
         (b" " * 40_000_000, "larger than 33,554,432 bytes"),
     ],
 )
