@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = ${repr(up_revision)}
-down_revision = ${repr(down_revision)}
+revision = "${up_revision}"
+down_revision = "${down_revision}"
 
 
 # MariaDB commits every statement by itself, so a run may be killed between any two of them:

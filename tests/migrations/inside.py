@@ -1,6 +1,6 @@
 """What is in a store, and a way to die between two of the statements that put it there."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,35 +52,52 @@ def _drop_all(connection: sa.Connection) -> None:
     tables.drop_all(connection)
 
 
-_LOOKS = ("SELECT", "SHOW", "PRAGMA", "SET")
+_CHANGES = ("CREATE", "ALTER", "DROP", "INSERT", "UPDATE", "DELETE")
 
 
 class Killed(BaseException):
     """The process ended here."""
 
 
-class Life:
-    """Statements still to come before the process is killed; `ended` once it was."""
+class Killer:
+    """Ends whoever changes the store in a way that nobody has before.
 
-    def __init__(self, statements: int) -> None:
-        self.left = statements
-        self.ended = False
+    What it does again, because it had been killed, it may do. So a migration that starts over
+    until it gets through has been killed after each of its statements; `kills` counts them.
+    """
 
-    def spend(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        self.left -= not statement.lstrip().startswith(_LOOKS)
-        if self.left == 0:
-            self.ended = True
-            raise Killed
+    def __init__(self) -> None:
+        self.kills = 0
+        self._seen: set[str] = set()
 
+    def watch(
+        self, _connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any
+    ) -> None:
+        done = f"{statement.strip()} {parameters}"
+        if done in self._seen or not done.startswith(_CHANGES):
+            return
+        self._seen.add(done)
+        self.kills += 1
+        raise Killed
 
-@contextmanager
-def killed_after(statements: int) -> Iterator[Life]:
-    """Die as soon as the database has carried out so many statements that change something."""
-    life = Life(statements)
-    event.listen(sa.Engine, "after_cursor_execute", life.spend)
-    try:
-        yield life
-    except Killed:
-        pass
-    finally:
-        event.remove(sa.Engine, "after_cursor_execute", life.spend)
+    async def until_through(self, migration: Callable[[], Awaitable[None]]) -> None:
+        """Start a migration again each time it was killed."""
+        with self.at_large():
+            while await self._kills(migration):
+                pass
+
+    @staticmethod
+    async def _kills(migration: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            await migration()
+        except Killed:
+            return True
+        return False
+
+    @contextmanager
+    def at_large(self) -> Iterator[None]:
+        event.listen(sa.Engine, "after_cursor_execute", self.watch)
+        try:
+            yield
+        finally:
+            event.remove(sa.Engine, "after_cursor_execute", self.watch)

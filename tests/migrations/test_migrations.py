@@ -3,17 +3,19 @@
 import ast
 import itertools
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from dane_server.storage import migrate
 from dane_server.storage.engine import Store
 from dane_server.storage.tables import metadata
-from tests.migrations.inside import definition, empty, killed_after
+from tests.migrations.inside import Killed, Killer, definition, empty
 
 FOLDER = migrate.find_migrations(Path(migrate.__file__).parents[1])
 FILES = sorted((FOLDER / "versions").glob("*.py"))
@@ -75,56 +77,50 @@ async def test_an_upgrade_killed_between_any_two_statements_is_completed_by_the_
     """MariaDB commits each statement by itself: nothing may trip over what is there already."""
     await migrate.upgrade(store)
     wanted = await definition(store)
+    await empty(store)
+    killer = Killer()
 
-    for statements in itertools.count(1):
-        await empty(store)
-        with killed_after(statements) as life:
-            await migrate.upgrade(store)
-        if not life.ended:
-            break
-        await migrate.upgrade(store)
+    await killer.until_through(lambda: migrate.upgrade(store))
 
-        assert await definition(store) == wanted
-        await migrate.check(store)
+    assert killer.kills > 2 * len(metadata.tables)  # a table, its revision, and indexes
+    assert await definition(store) == wanted
+    await migrate.check(store)
 
 
 async def test_a_downgrade_killed_between_any_two_statements_is_completed_by_the_next(
     store: Store,
 ) -> None:
-    for statements in itertools.count(1):
-        await migrate.upgrade(store)
-        with killed_after(statements) as life:
-            await migrate.downgrade(store)
-        if not life.ended:
-            break
-        await migrate.downgrade(store)
-
-        assert await definition(store) == []
-        assert await migrate.revision(store) is None
-
-
-async def test_a_downgrade_killed_between_any_two_statements_is_undone_by_an_upgrade(
-    store: Store,
-) -> None:
-    """The table may be dropped while the store still says that it is there."""
     await migrate.upgrade(store)
-    wanted = await definition(store)
+    killer = Killer()
 
-    for statements in itertools.count(1):
-        with killed_after(statements) as life:
-            await migrate.downgrade(store)
-        if not life.ended:
-            break
-        await migrate.upgrade(store)
+    await killer.until_through(lambda: migrate.downgrade(store))
+
+    assert killer.kills >= 2 * len(metadata.tables)  # a table and its revision
+    assert await definition(store) == []
+    assert await migrate.revision(store) is None
+
+
+async def test_a_downgrade_that_was_killed_is_undone_by_an_upgrade(store: Store) -> None:
+    """The table may be gone while the store still says that it is there."""
+    await migrate.upgrade(store)
+
+    for revision, before in itertools.pairwise([*reversed(_revisions()), "base"]):
+        wanted = await definition(store)
+        with Killer().at_large(), pytest.raises(Killed):
+            await migrate.downgrade(store, before)
+        await migrate.upgrade(store, revision)
 
         assert await definition(store) == wanted
+        await migrate.downgrade(store, before)
 
 
 async def test_an_upgrade_killed_on_sqlite_has_changed_nothing(sqlite: Store) -> None:
-    with killed_after(20) as life:
-        await migrate.upgrade(sqlite)
+    killer = Killer()
+    with killer.at_large():
+        for _ in range(20):
+            with pytest.raises(Killed):
+                await migrate.upgrade(sqlite)
 
-    assert life.ended
     assert await definition(sqlite) == []
     assert await migrate.revision(sqlite) is None
 
@@ -137,6 +133,17 @@ def test_migrations_are_numbered_without_gaps_and_each_follows_the_one_before() 
     assert [re.match(r"\d{4}_[a-z_]+\.py$", file.name) and file.name[:4] for file in FILES] == (
         numbers
     )
+
+
+def test_a_new_migration_begins_behind_the_last_one(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / "migrations")
+
+    script = ScriptDirectory(folder).generate_revision("0999", "Add the owner of a job")
+
+    assert script is not None
+    assert script.path.endswith("0999_add_the_owner_of_a_job.py")
+    assert script.doc == "Add the owner of a job."
+    assert script.down_revision == FILES[-1].name[:4]
 
 
 def _assigned(file: Path, name: str) -> object:
