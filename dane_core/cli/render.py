@@ -116,7 +116,7 @@ def _job_line(job: Json) -> Text:
 def _counts_line(counts: Json) -> Text:
     done = counts["total"] - counts["blocked"] - counts["held"] - counts["active"]
     words = [f"{n:,} {name}" for name, n in counts.items() if n and name != "total"]
-    return Text.assemble(_bar(done / max(counts["total"], 1)), "  ", ", ".join(words))
+    return Text.assemble(bar(done / max(counts["total"], 1)), "  ", ", ".join(words))
 
 
 def _grow(tree: Tree, node: Any, *, titled: bool) -> None:
@@ -183,9 +183,17 @@ def task_line(task: Json) -> Text:
         line.append(f" {plain(task['name'])}", "dim")
     progress = task.get("progress")
     if state == "running" and progress is not None:
-        line.append("  ").append_text(_bar(progress)).append(f" {progress:4.0%}")
+        line.append("  ").append_text(bar(progress)).append(f" {progress:4.0%}")
     line.append(f"  {_said(task, state)}", style)
     return line
+
+
+def task_mark(task: Json) -> Text:
+    """A task in a word or two: sign, key, and how far it is."""
+    sign, style = _LOOKS[state_of(task)]
+    progress = task.get("progress") if state_of(task) == "running" else None
+    so_far = "" if progress is None else f" {progress:.0%}"
+    return Text(f"{sign} {plain(task['task_key'])}{so_far}", style)
 
 
 def task_page(task: Json) -> RenderableType:
@@ -276,7 +284,8 @@ def _status(status: str) -> Text:
     return Text(f"{sign} {status}", style)
 
 
-def _bar(fraction: float) -> Text:
+def bar(fraction: float) -> Text:
+    """How far something is, from 0 to 1."""
     full = round(min(max(fraction, 0.0), 1.0) * _BAR_WIDTH)
     return Text.assemble(("━" * full, "cyan"), ("━" * (_BAR_WIDTH - full), "dim"))
 

@@ -4,6 +4,7 @@
 
 import hashlib
 import mimetypes
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,9 +145,11 @@ def source_of(source: str, media_type: str | None = None) -> Json:
     its address keeps sources of one name apart, and is the same each time.
     """
     url = source if "://" in source else Path(source).expanduser().absolute().as_uri()
-    name = Path(source.rstrip("/")).name or "source"
-    digest = hashlib.sha256(url.encode()).hexdigest()[:12]
-    members = {"source_url": url, "source_id": f"{name[:200]}-{digest}"}
+    name = Path(source.rstrip("/")).name
+    # Such letters are the same in a folder's name, which is made of the id.
+    readable = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:100] or "source"
+    digest = hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()[:12]
+    members = {"source_url": url, "source_id": f"{readable}-{digest}"}
     kind = media_type or guess_type(name)
     return {**members, "type": kind} if kind else members
 

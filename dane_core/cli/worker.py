@@ -3,11 +3,13 @@
 # ruff: noqa: PLC0415  a verb imports what it needs when it is called, so that all start quickly
 
 import asyncio
+import errno
+import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -69,39 +71,47 @@ async def serve_workers(
     classes: "Sequence[type[Worker]]", settings: "Settings", *, as_json: bool
 ) -> None:
     """Serve worker classes over the configured broker, until drained."""
-    from dane_core.cli.health import answer_health
     from dane_core.exchange.amqp import connect
     from dane_core.worker.serve import Serving, serve
 
+    chosen, broker = settings.WORKER, broker_of(settings)
     serving = Serving(
-        slots=settings.WORKER.SLOTS,
-        grace=settings.WORKER.GRACE,
+        slots=chosen.SLOTS,
+        grace=chosen.GRACE,
         api_url=settings.api_url,
         response_queue=settings.RABBITMQ.RESPONSE_QUEUE,
+        health_port=chosen.HEALTH_PORT,
     )
     draining = asyncio.Event()
-    async with AsyncExitStack() as stack:
-        exchange = await stack.enter_async_context(
-            connect(
-                broker_of(settings),
-                name=serving.worker_id,
-                task_exchange=settings.RABBITMQ.EXCHANGE,
-            )
-        )
-        stack.enter_context(drain_on_signals(draining))
+    async with connect(
+        broker, name=serving.worker_id, task_exchange=settings.RABBITMQ.EXCHANGE
+    ) as exchange:
+        with drain_on_signals(draining), _explaining(chosen.HEALTH_PORT):
+            _announce(serving.worker_id, classes, serving.slots, as_json=as_json)
+            await serve(classes, exchange, serving, draining=draining)
 
-        def health() -> tuple[bool, dict[str, Any]]:
-            facts = {"worker": serving.worker_id, "draining": draining.is_set()}
-            return exchange.connected, {**facts, "connected": exchange.connected}
 
-        if settings.WORKER.HEALTH_PORT is not None:
-            await stack.enter_async_context(answer_health(settings.WORKER.HEALTH_PORT, health))
-        keys = sorted(cls.key for cls in classes)
-        if as_json:
-            print_lines([{"worker": serving.worker_id, "keys": keys, "slots": serving.slots}])
-        else:
-            typer.echo(f"worker {serving.worker_id} takes {', '.join(keys)}; Ctrl-C to stop")
-        await serve(classes, exchange, serving, draining=draining)
+def _announce(
+    worker_id: str, classes: "Sequence[type[Worker]]", slots: int, *, as_json: bool
+) -> None:
+    keys = sorted(cls.key for cls in classes)
+    if as_json:
+        print_lines([{"worker": worker_id, "keys": keys, "slots": slots}])
+    else:
+        typer.echo(f"worker {worker_id} takes {', '.join(keys)}; Ctrl-C stops it.")
+
+
+@contextmanager
+def _explaining(health_port: int | None) -> Iterator[None]:
+    """Say which setting is meant when the port for /health is taken."""
+    try:
+        yield
+    except OSError as error:
+        if health_port is None or error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        reason = f"port {health_port} cannot be had ({os.strerror(error.errno)})"
+        fault = Fault("WORKER.HEALTH_PORT", f"{reason}; choose another with --health-port")
+        raise BadSettings([fault]) from None
 
 
 def broker_of(settings: "Settings") -> str:

@@ -214,7 +214,7 @@ def test_sources_of_one_name_have_ids_of_their_own(dane: Dane, server: Canned) -
     bodies = [json.loads(body) for body in server.bodies if body]
     first, second, again = (body["source_id"] for body in bodies)
     assert first == again != second
-    assert first.startswith("x.png-")
+    assert first.startswith("x-png-")
 
 
 @pytest.mark.parametrize("argument", ["model", "=5", ""])
