@@ -56,9 +56,9 @@ async def _waiting_for(
 ) -> Counter[int]:
     waiting: Counter[int] = Counter()
     for some in chunks(done):
-        waiting.update(dict(_pairs(await connection.execute(sql.successors(some)))))
+        waiting.update(_by_node(await connection.execute(sql.successors(some))))
     for some in chunks(done_again):
-        reopened = dict(_pairs(await connection.execute(sql.reopened_successors(some))))
+        reopened = _by_node(await connection.execute(sql.reopened_successors(some)))
         if reopened:
             waiting.update(reopened)
             await connection.execute(sql.close_edges(some))
@@ -85,8 +85,8 @@ def _by_number(waiting: Counter[int]) -> list[tuple[int, list[int]]]:
     return sorted(alike.items(), key=lambda item: item[1])
 
 
-def _pairs(result: sa.CursorResult[Any]) -> Iterator[tuple[int, int]]:
-    yield from ((row[0], row[1]) for row in result)
+def _by_node(rows: Iterable[Any]) -> dict[int, int]:
+    return {row[0]: row[1] for row in rows}
 
 
 async def reopen_after(connection: AsyncConnection, nodes: Sequence[int]) -> None:
