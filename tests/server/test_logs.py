@@ -19,6 +19,10 @@ class Terminal(io.StringIO):
         return True
 
 
+def fail() -> None:
+    raise ValueError(NASTY)
+
+
 @pytest.fixture(autouse=True)
 def _root_as_before() -> Iterator[None]:
     root = logging.getLogger()
@@ -59,7 +63,7 @@ def test_what_somebody_sent_does_not_end_a_line(stream: io.StringIO) -> None:
     set_up_logging(stream=stream)
 
     try:
-        int(NASTY + "\n" + NASTY)
+        fail()
     except ValueError:
         logging.getLogger("dane").exception("failed for %s", NASTY, extra={"source_id": NASTY})
 
