@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 #: How long a child may take to end after a polite word, in seconds, before it is killed.
 PATIENCE: Final = 3.0
 
+#: Between two polite words, in seconds.
+_ASK_AGAIN: Final = 0.1
+
 #: Set in a child's environment until it has loaded its worker.
 LOADING: Final = "DANE_CHILD_LOADING"
 
@@ -188,8 +191,13 @@ class Child:
 
     async def _terminate(self) -> None:
         """Ask the process to unwind and end; make it, when it does not."""
-        self._signal(signal.SIGTERM)
-        await asyncio.wait({self._life}, timeout=PATIENCE)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE
+        # More than once: Python acts on a signal between two steps, and misses one that comes
+        # just before a step that sleeps.
+        while not self._life.done() and loop.time() < until:
+            self._signal(signal.SIGTERM)
+            await asyncio.wait({self._life}, timeout=_ASK_AGAIN)
         self._signal(signal.SIGKILL)
         await self._life
 
