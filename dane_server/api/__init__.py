@@ -9,7 +9,14 @@ from dane_core.exchange.base import Exchange
 from dane_server.api import docs_page, health, jobs, legacy, limits, submit, tasks, workers
 from dane_server.api.answer import PREFIX
 from dane_server.api.deps import Parts, only_known_parameters
-from dane_server.api.guard import HeadAsGet, KnownHost, LastResort, SafeHeaders, SameOrigin
+from dane_server.api.guard import (
+    HeadAsGet,
+    KnownHost,
+    LastResort,
+    SafeHeaders,
+    SameOrigin,
+    WellFormed,
+)
 from dane_server.api.openapi import publish
 from dane_server.api.problems import answer_problems
 from dane_server.runner.runner import Runner
@@ -53,6 +60,7 @@ def _guard(app: FastAPI, settings: ServerSettings) -> None:
     proxy = urlsplit(settings.DANE.API_URL or "")
     app.add_middleware(SameOrigin, origins=[f"{proxy.scheme}://{proxy.netloc}"])
     app.add_middleware(KnownHost, names=_names(settings))
+    app.add_middleware(WellFormed)
     app.add_middleware(HeadAsGet)
     app.add_middleware(LastResort)
     app.add_middleware(SafeHeaders)

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
+#: Bytes of an address, or of all headers.
+MOST_IN_FRONT: Final = 32 * 1024
+
 #: A browser shows nothing of ours but what a route allows by its own policy.
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -85,6 +88,19 @@ class HeadAsGet:
         await self.app({**scope, "method": "GET", "dane.head": True}, receive, bodiless)
 
 
+class WellFormed:
+    """Refuses what servers in a row may read differently (smuggling), and too much in front."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (flaw := _flaw(scope)):
+            await refuse(flaw)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
 class KnownHost:
     """Refuses requests for a host that is not this server's.
 
@@ -126,6 +142,19 @@ class SameOrigin:
                 await refuse(foreign_page())(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+def _flaw(scope: Scope) -> Rejection | None:
+    names = [name for name, _ in scope["headers"]]
+    if b"transfer-encoding" in names and b"content-length" in names:
+        message = "given together with Content-Length"
+        closing = {"Connection": "close"}  # who knows where the next request begins
+        return Rejection(400, "header.Transfer-Encoding", message, headers=closing)
+    if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MOST_IN_FRONT:
+        return Rejection(414, "path", f"longer than {MOST_IN_FRONT:,} bytes")
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_IN_FRONT:
+        return Rejection(431, "header", f"more than {MOST_IN_FRONT:,} bytes")
+    return None
 
 
 def is_foreign(headers: Headers, origins: frozenset[str] = frozenset()) -> bool:

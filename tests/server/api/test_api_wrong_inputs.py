@@ -373,6 +373,10 @@ HEADERS: Final = {
         "header.Host", 421, CT, ("Host", "127.0.0.1.evil.example")
     ),
     "a broken host": sent_with("header.Host", 421, CT, ("Host", "[::1")),
+    "two ways to end": sent_with(
+        "header.Transfer-Encoding", 400, CT, ("Content-Length", "5"), ("Transfer-Encoding", "x")
+    ),
+    "headers without end": sent_with("header", 431, CT, ("X-Long", "x" * 33_000)),
     "an empty key": sent_with(f"header.{KEY}", 422, CT, (KEY, "")),
     "a key with a space in it": sent_with(f"header.{KEY}", 422, CT, (KEY, "a b")),
     "a key that is too long for a header": sent_with(f"header.{KEY}", 422, CT, (KEY, "x" * 256)),
@@ -414,6 +418,8 @@ PARAMETERS: Final = {
     "retry of job 0": post("job/0/retry", "path.job_id"),
     "deletion of job x": Wrong(method="DELETE", url="/DANE/job/x", headers={}, path="path.job_id"),
     "reset of task x": post("task/x/reset", "path.task_id"),
+    "an address without end": get(f"search/{'x' * 33_000}", "path", 414),
+    "a query without end": get(f"jobs?after={'x' * 33_000}", "path", 414),
     "an unknown parameter": get("job/1?verbose=1", "query.verbose"),
     "tasks=maybe": get("job/1?tasks=maybe", "query.tasks"),
     "tasks twice": get("job/1?tasks=true&tasks=false", "query.tasks"),
