@@ -71,7 +71,7 @@ class Acts:
                 await _start_over(connection, [task], TaskState.BLOCKED, tally, message="Reset")
             else:
                 await _start_over(connection, [task], TaskState.HELD, tally)
-                await reopen_before(connection, task.id)
+                await reopen_before(connection, [task.id])
 
         return await self._on_task(task_id, act)
 
@@ -270,10 +270,10 @@ async def _living(connection: AsyncConnection, job_id: int) -> bool:
 
 async def _again(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> None:
     """Run tasks again: at once, or when their predecessors are done."""
-    free = [row for row in rows if row.pending == 0]
-    await _start_over(connection, free, TaskState.READY, tally)
-    waiting = [row for row in rows if row.pending > 0]
-    await _start_over(connection, waiting, TaskState.BLOCKED, tally)
+    await reopen_before(connection, [row.id for row in rows if row.pending == 0])
+    waiting = set(await connection.scalars(sql.still_waiting([row.id for row in rows])))
+    await _start_over(connection, [r for r in rows if r.id not in waiting], TaskState.READY, tally)
+    await _start_over(connection, [r for r in rows if r.id in waiting], TaskState.BLOCKED, tally)
 
 
 async def _start_over(

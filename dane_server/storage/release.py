@@ -116,25 +116,11 @@ def _is_passed_join(edge: sa.Row[Any]) -> bool:
     return edge.task_key is None and edge.pending == 0
 
 
-async def reopen_before(connection: AsyncConnection, node: int) -> None:
-    """A node that was let go is held: it waits for those before it that are not done now."""
-    into = (await connection.execute(sql.backward(node))).all()
-    again: list[tuple[int, int]] = []
-    for edge in into:
-        if edge.task_key is None and edge.state == TaskState.SUCCEEDED:
-            await reopen_before(connection, edge.src)
-            joins = await connection.execute(sql.backward(edge.src))
-            if any(inner.reopened for inner in joins):
-                await _block_joins(connection, [edge.src])
-                again.append((edge.src, node))
-        elif edge.released and not edge.reopened and not _is_done(edge):
-            again.append((edge.src, node))
-    await _reopen(connection, again)
-
-
-def _is_done(edge: sa.Row[Any]) -> bool:
-    forgiven = edge.state == TaskState.FAILED and edge.allow_failure
-    return bool(edge.state == TaskState.SUCCEEDED or forgiven)
+async def reopen_before(connection: AsyncConnection, nodes: Sequence[int]) -> None:
+    """Nodes that were let go begin anew: they wait for those before them that are not done now."""
+    for some in chunks(nodes):
+        undone = await connection.execute(sql.undone_again(some))
+        await _reopen(connection, [(edge.src, edge.dst) for edge in undone])
 
 
 async def _reopen(connection: AsyncConnection, pairs: Sequence[tuple[int, int]]) -> None:

@@ -208,7 +208,12 @@ def mark_unroutable(tickets: Sequence[tuple[int, int]], again: float) -> sa.Upda
     return (
         sa.update(tasks)
         .where(_tickets(tickets), tasks.c.state == TaskState.DISPATCHING)
-        .values(state=TaskState.UNROUTABLE, due_at=later(again), message=None)
+        .values(
+            state=TaskState.UNROUTABLE,
+            due_at=later(again),
+            queued_at=sa.func.coalesce(tasks.c.queued_at, now()),  # it has waited since
+            message=None,
+        )
     )
 
 
@@ -341,6 +346,10 @@ def free_nodes(ids: Sequence[int]) -> sa.Select[Any]:
     )
 
 
+def still_waiting(ids: Sequence[int]) -> sa.Select[Any]:
+    return sa.select(tasks.c.id).where(tasks.c.id.in_(ids), tasks.c.pending > 0)
+
+
 def pass_joins(ids: Sequence[int]) -> sa.Update:
     return (
         sa.update(tasks).where(tasks.c.id.in_(ids)).values(state=TaskState.SUCCEEDED, released=True)
@@ -356,7 +365,10 @@ def make_ready(ids: Sequence[int]) -> sa.Update:
 
 
 def onward(ids: Sequence[int]) -> sa.Select[Any]:
-    """Edges out of nodes that were done once, with the node at the other end."""
+    """Edges out of nodes that were done once, with the node at the other end.
+
+    Locked: two nodes in front of one join may begin anew at the same time.
+    """
     return (
         sa.select(
             edges.c.src,
@@ -368,23 +380,29 @@ def onward(ids: Sequence[int]) -> sa.Select[Any]:
         )
         .join_from(edges, tasks, tasks.c.id == edges.c.dst)
         .where(edges.c.src.in_(ids))
+        .order_by(edges.c.src, edges.c.dst)
+        .with_for_update()
     )
 
 
-def backward(node: int) -> sa.Select[Any]:
-    """Edges into a node, with the node at the other end."""
+def undone_again(ids: Sequence[int]) -> sa.Select[Any]:
+    """Edges into some nodes from those that had let them go, but are not done now.
+
+    Locked: one that is about to be done must see who waits for it again.
+    """
+    forgiven = sa.and_(tasks.c.state == TaskState.FAILED, tasks.c.allow_failure)
     return (
-        sa.select(
-            edges.c.src,
-            edges.c.reopened,
-            tasks.c.task_key,
-            tasks.c.state,
-            tasks.c.released,
-            tasks.c.allow_failure,
-        )
+        sa.select(edges.c.src, edges.c.dst)
         .join_from(edges, tasks, tasks.c.id == edges.c.src)
-        .where(edges.c.dst == node)
-        .order_by(edges.c.src)
+        .where(
+            edges.c.dst.in_(ids),
+            tasks.c.released,
+            sa.not_(edges.c.reopened),
+            tasks.c.state != TaskState.SUCCEEDED,
+            sa.not_(forgiven),
+        )
+        .order_by(edges.c.dst, edges.c.src)
+        .with_for_update()
     )
 
 

@@ -556,6 +556,8 @@ def _back_off(one: _Settled) -> sa.Update:
             "attempt": one.row.attempt + 1,
             "tries": one.row.tries + 1,
             "worker": one.answer.worker,
+            "queued_at": None,
+            "started_at": None,
             "due_at": later(retry_delay(one.retry, one.row.tries)),
         },
     )
