@@ -138,3 +138,15 @@ class AsyncInChild(Worker):
 
     async def work(self, _task: TaskContext) -> dict[str, Any]:
         return {"ready": self.ready, "pid": os.getpid()}
+
+
+class LosesItsModel(Worker):
+    """Can be set up once, since that takes its model away; its first task ends its process."""
+
+    key = "LOSESITSMODEL"
+
+    def setup(self) -> None:
+        Path(os.environ["DANE_TEST_MODEL"]).unlink()
+
+    def work(self, _task: TaskContext) -> None:
+        os._exit(1)

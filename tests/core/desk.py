@@ -1,0 +1,148 @@
+"""The server's side of the wire, for tests of a worker process."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from dane_core import Worker
+from dane_core.exchange.base import Exchange, Fate, Subscription
+from dane_core.exchange.memory import MemoryExchange
+from dane_core.job import JobId, TaskId
+from dane_core.message import (
+    Ask,
+    Control,
+    Hello,
+    Report,
+    TaskMessage,
+    Ticket,
+    Verdict,
+    open_report,
+)
+from dane_core.routing import RESPONSE_QUEUE, work_queue
+from dane_core.worker.attempt import Pace
+from dane_core.worker.serve import Serving, serve
+
+R = TypeVar("R", bound=Report)
+S = TypeVar("S", bound=Report)
+
+MOMENT = timedelta(milliseconds=20)
+LONG = timedelta(hours=1)
+
+#: Nothing is said, and nobody loses patience, unless a test wants it.
+QUIET = Serving(
+    worker_id="w1",
+    grace=LONG,
+    hello_every=LONG,
+    ask_patience=LONG,
+    pace=Pace(started=LONG, progress=MOMENT, courtesy=LONG),
+)
+
+
+def message(worker: type[Worker], number: int = 1, **changes: Any) -> TaskMessage:
+    """Task `number` for a worker, sent now."""
+    whole = TaskMessage(
+        ticket=Ticket(task_id=TaskId(number), attempt=1, dispatch=1, token="t"),
+        job_id=JobId(1),
+        source_url="/x",
+        source_id="x",
+        type="video",
+        priority=1,
+        metadata={},
+        key=worker.key,
+        name=None,
+        args={},
+        timeout=None,
+        response={},
+        sent_at=time.time(),
+    )
+    return replace(whole, **changes)
+
+
+class Desk:
+    """What a server hears from its workers, and tells them."""
+
+    def __init__(self, exchange: Exchange, reports: Subscription) -> None:
+        self.exchange = exchange
+        self.heard: list[Report] = []
+        self._unheard: list[Report] = []
+        self._reports = reports
+
+    async def send(self, *messages: TaskMessage) -> None:
+        fates = await self.exchange.publish(
+            [(message.routing_key, message.seal(RESPONSE_QUEUE)) for message in messages]
+        )
+        assert set(fates) == {Fate.ROUTED}
+
+    async def hear(self, kind: type[R]) -> R:
+        """The next report of a kind; others are kept for who wants to hear them."""
+        return await self.hear_either(kind, kind)
+
+    async def hear_either(self, one: type[R], other: type[S]) -> R | S:
+        """The next report of two kinds."""
+        async with asyncio.timeout(20):
+            while True:
+                for report in self._unheard:
+                    if isinstance(report, one | other):
+                        self._unheard.remove(report)
+                        return report
+                (delivery,) = await self._reports.take(1)
+                await self._reports.ack(delivery)
+                self.heard.append(open_report(delivery.envelope))
+                self._unheard.append(self.heard[-1])
+
+    async def tell(self, act: str, **about: Any) -> None:
+        await self.exchange.broadcast(Control(act=act, **about).seal())
+
+    async def judge(self, ask: Ask, *, run: bool) -> None:
+        verdict = Verdict(ticket=ask.ticket, run=run, reason="as the test says")
+        await self.exchange.send(ask.reply_to, [verdict.seal()])
+
+    async def waiting(self, worker: type[Worker]) -> int:
+        depth = await self.exchange.depth(work_queue(worker.key))
+        assert depth is not None
+        return depth.waiting
+
+
+@asynccontextmanager
+async def served(
+    *workers: type[Worker],
+    exchange: MemoryExchange | None = None,
+    before: Sequence[TaskMessage] = (),
+    draining: asyncio.Event | None = None,
+    **changes: Any,
+) -> AsyncIterator[tuple[Desk, "asyncio.Task[None]"]]:
+    """A worker process that has said hello, and the desk it talks to.
+
+    Tasks in `before` are in the queues before it is there.
+    """
+    exchange = exchange or MemoryExchange()
+    await exchange.declare_queue(RESPONSE_QUEUE)
+    for worker in workers if before else ():
+        await exchange.declare_queue(work_queue(worker.key), [f"#.{worker.key}"])
+    async with exchange.consume(RESPONSE_QUEUE, prefetch=100) as reports:
+        desk = Desk(exchange, reports)
+        if before:
+            await desk.send(*before)
+        serving = asyncio.create_task(
+            serve(workers, exchange, replace(QUIET, **changes), draining=draining)
+        )
+        try:
+            await first(desk.hear(Hello), serving)
+            yield desk, serving
+        finally:
+            serving.cancel()
+            await asyncio.wait({serving})
+
+
+async def first(hearing: Any, serving: "asyncio.Task[None]") -> None:
+    """Wait to hear something, or for the fault that keeps it from being said."""
+    task = asyncio.ensure_future(hearing)
+    await asyncio.wait({task, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+        task.cancel()
+        serving.result()
+    await task
