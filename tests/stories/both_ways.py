@@ -27,8 +27,8 @@ BRISK: Final[Sections] = {"RUNNER": {"SWEEP": 0.1, "LEASE": 1}, "WORKER": {"GRAC
 #: Starts a DANE with these workers: `async with start(Gate, slots=1) as client`.
 Start: TypeAlias = Callable[..., AbstractAsyncContextManager[Client]]
 
-_READY_MADE: Final = ("DOWNLOAD", "FILESIZE", "CHECKSUM", "MEDIAINFO", "THUMBNAIL")
-_KEYS: Final = [worker.key for worker in (*cast.EVERYONE, Late)] + [*_READY_MADE]
+READY_MADE: Final = ("DOWNLOAD", "FILESIZE", "CHECKSUM", "MEDIAINFO", "THUMBNAIL")
+_KEYS: Final = [worker.key for worker in (*cast.EVERYONE, Late)] + [*READY_MADE]
 
 
 @dataclass(frozen=True)
