@@ -6,7 +6,17 @@ from urllib.parse import urlsplit
 from fastapi import Depends, FastAPI
 
 from dane_core.exchange.base import Exchange
-from dane_server.api import docs_page, health, jobs, legacy, limits, submit, tasks, workers
+from dane_server.api import (
+    batch,
+    docs_page,
+    health,
+    jobs,
+    legacy,
+    limits,
+    submit,
+    tasks,
+    workers,
+)
 from dane_server.api.answer import PREFIX
 from dane_server.api.deps import Parts, only_known_parameters
 from dane_server.api.guard import (
@@ -24,7 +34,7 @@ from dane_server.settings import ServerSettings
 from dane_server.storage.reader import Reader
 
 _DESCRIPTION = "Routes compute-heavy tasks to the machines that can do them, and never loses one."
-_ROOMS = (submit, jobs, tasks, workers, limits, health)
+_ROOMS = (submit, batch, jobs, tasks, workers, limits, health)
 
 
 def create_api(

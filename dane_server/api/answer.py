@@ -3,12 +3,13 @@
 Members that are `NotRequired` are ours. They are left out of answers in DANE 0.1's exact shape.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any, Final, NotRequired
 
 import orjson
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from typing_extensions import TypedDict
 
 from dane_core.states import JobStatus, TaskState
@@ -293,6 +294,27 @@ class Answer(Response):
 
     def render(self, content: Any) -> bytes:
         return dump(content)
+
+
+class AsItComes(Response):
+    """An answer whose parts are still being made while it is sent.
+
+    Unlike Starlette's it leaves `receive` to who reads the request at the same time, and a
+    client that goes away cancels nothing.
+    """
+
+    def __init__(self, parts: AsyncIterator[bytes], media_type: str) -> None:
+        super().__init__(media_type=media_type)
+        del self.headers["content-length"]
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        async for part in self._parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def dump(content: Any) -> bytes:

@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from dane_core.errors import DaneError, StoreUnreachable
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.job import JobId
 from dane_core.spec import JobSpec
-from dane_server.api import create_api, submit
+from dane_server.api import batch, create_api
 from dane_server.runner.runner import Runner
 from dane_server.settings import ServerSettings
 from dane_server.storage.reader import Reader
@@ -49,14 +50,18 @@ class CountingRunner:
         return [Submitted(job_id=JobId(first + n + 1), replayed=False) for n in range(len(specs))]
 
 
-def client_of(runner: CountingRunner, **sections: Any) -> httpx.AsyncClient:
-    api = create_api(
+def api_of(runner: CountingRunner, **sections: Any) -> FastAPI:
+    return create_api(
         runner=cast("Runner", runner),
         reader=cast("Reader", None),
         settings=ServerSettings(**sections),
         exchange=MemoryExchange(),
     )
-    return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://localhost:5500")
+
+
+def client_of(runner: CountingRunner, **sections: Any) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(api_of(runner, **sections))
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost:5500")
 
 
 async def test_a_bad_line_fails_alone(dane: Served) -> None:
@@ -107,7 +112,7 @@ async def test_nothing_is_answered_with_nothing(
 
 async def test_each_chunk_is_one_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one per job, which would be slow, nor one for all, which would never end."""
-    monkeypatch.setattr(submit, "CHUNK_LINES", 4)
+    monkeypatch.setattr(batch, "CHUNK_LINES", 4)
     runner = CountingRunner()
 
     async with client_of(runner) as http:
@@ -118,7 +123,7 @@ async def test_each_chunk_is_one_transaction(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_a_chunk_ends_where_it_gets_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(batch, "CHUNK_BYTES", 100)
     runner = CountingRunner()
 
     async with client_of(runner) as http:
@@ -131,7 +136,7 @@ async def test_a_store_that_is_away_for_a_moment_costs_its_chunk_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each line says what became of it, so that just those can be sent again."""
-    monkeypatch.setattr(submit, "CHUNK_LINES", 2)
+    monkeypatch.setattr(batch, "CHUNK_LINES", 2)
 
     async with client_of(CountingRunner(fail_at=[2])) as http:
         body = lines(*[spec("A")] * 3, "{", spec("B"), spec("C"))
@@ -168,6 +173,43 @@ async def test_what_came_before_a_stream_broke_is_stored_and_told(body: str, sta
     assert results[1]["errors"][0]["path"] == "body"
 
 
+async def test_a_client_that_goes_away_leaves_what_was_whole(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is not logged as a fault of ours, and half a line is no line."""
+    runner = CountingRunner()
+    arrived = iter([lines(spec("A"), spec("B"), "{")])
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if (body := next(arrived, None)) is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": body.encode(), "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    api = api_of(runner)
+    await api(scope_of("/DANE/jobs", b"application/x-ndjson"), receive, send)
+
+    assert runner.chunks == [2]
+    assert sent[0]["status"] == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def scope_of(path: str, kind: bytes) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", kind)],
+        "scheme": "http",
+    }
+
+
 async def pieces(text: str) -> Any:
     """A body that arrives in many pieces."""
     for start in range(0, len(text), 7):
@@ -176,7 +218,7 @@ async def pieces(text: str) -> Any:
 
 async def test_many_results_come_back_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than is kept in memory goes through a file."""
-    monkeypatch.setattr(submit, "SPOOL_BYTES", 1000)
+    monkeypatch.setattr(batch, "SPOOL_BYTES", 1000)
 
     async with client_of(CountingRunner()) as http:
         body = [spec("A")] * 3000

@@ -1,0 +1,176 @@
+"""Submitting as many jobs as a stream brings."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from tempfile import SpooledTemporaryFile
+from typing import IO, Final
+
+from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from dane_core.errors import DaneError
+from dane_core.spec import JobSpec, Limits, parse_job
+from dane_server.api.answer import PREFIX, AsItComes, LineAnswer, dump
+from dane_server.api.body import (
+    JSON,
+    NDJSON,
+    NDJSON_NAMES,
+    Document,
+    Items,
+    Lines,
+    chunks,
+    documents,
+    media_type,
+    too_long,
+)
+from dane_server.api.deps import LARGE_BODY, TheLimits, TheRunner, TheSettings, beside
+from dane_server.api.openapi import BATCH_REQUEST, problems
+from dane_server.api.problems import Rejection, problem
+from dane_server.runner.runner import Runner
+from dane_server.storage.view import Submitted
+
+router = APIRouter(prefix=PREFIX, tags=["jobs"])
+
+#: Specifications stored in one transaction: so many, or so many bytes of them.
+CHUNK_LINES: Final = 500
+CHUNK_BYTES: Final = 4 * 1024 * 1024
+#: Results of a longer stream wait in a file until it has ended.
+SPOOL_BYTES: Final = 1024 * 1024
+#: White space may stand before any JSON. It says that somebody is still at work.
+SIGN_OF_LIFE: Final = b" "
+
+Read = JobSpec | DaneError | Rejection
+Outcome = Submitted | DaneError | Rejection
+
+
+@router.post(
+    "/jobs",
+    openapi_extra=BATCH_REQUEST,
+    responses={
+        200: {
+            "model": list[LineAnswer],
+            "description": "One result per specification, in the format of the request.",
+            "content": {NDJSON: {"schema": {"type": "string"}}},
+        },
+        **problems(415, 422),
+    },
+)
+async def submit_jobs(
+    request: Request, limits: TheLimits, runner: TheRunner, settings: TheSettings
+) -> Response:
+    """Submit many jobs: NDJSON, or a JSON array.
+
+    Each chunk of specifications is stored in one transaction as it arrives; a bad one fails
+    alone. There is one result per specification, and one more that says so where the stream
+    broke off: what came before that was stored. An `Idempotency-Key` is refused here; give
+    each job its own request.
+    """
+    if "idempotency-key" in request.headers:
+        raise Rejection(
+            422, "header.Idempotency-Key", "is for one job a request: POST it to /DANE/job"
+        )
+    kind = media_type(request, NDJSON_NAMES | {JSON})
+    cutter = Items(limits.body) if kind == JSON else Lines(limits.body)
+    stream = documents(chunks(request, settings.API.BATCH_BODY), cutter)
+    parts = _answer(_take(stream, runner, limits), as_array=kind == JSON)
+    return AsItComes(parts, media_type=JSON if kind == JSON else NDJSON)
+
+
+async def _answer(
+    taken: AsyncIterator[list[LineAnswer]], *, as_array: bool
+) -> AsyncIterator[bytes]:
+    # Results wait until the body was read: most clients read nothing while they write, and
+    # both sides would wait for the other as soon as the network's buffers are full. So that
+    # those who do read are not left wondering, there is a sign of life for each chunk.
+    with SpooledTemporaryFile(max_size=SPOOL_BYTES) as results:
+        async for lines in taken:
+            results.writelines(dump(line) + b"\n" for line in lines)
+            yield SIGN_OF_LIFE
+        results.seek(0)
+        for part in _array(results) if as_array else iter(lambda: results.read(65_536), b""):
+            yield part
+
+
+def _array(lines: IO[bytes]) -> Iterator[bytes]:
+    before = b"["
+    for line in lines:
+        yield before + line.rstrip()
+        before = b","
+    yield b"[]" if before == b"[" else b"]"
+
+
+async def _take(
+    stream: AsyncIterator[Document], runner: Runner, limits: Limits
+) -> AsyncIterator[list[LineAnswer]]:
+    """Store what a stream brings, chunk by chunk; say what became of each document."""
+    last = 0
+    try:
+        async for chunk in _in_chunks(stream):
+            size = sum(len(document.raw or b"") for document in chunk)
+            read = await beside(size > LARGE_BODY, _read, chunk, limits)
+            outcomes = await _store(read, runner)
+            last = chunk[-1].number
+            yield [
+                _line(document.number, outcome)
+                for document, outcome in zip(chunk, outcomes, strict=True)
+            ]
+    except Rejection as rejection:
+        yield [_line(last + 1, rejection)]
+    except ClientDisconnect:
+        return
+
+
+async def _in_chunks(stream: AsyncIterator[Document]) -> AsyncIterator[list[Document]]:
+    """Documents by the chunk. Raises: Rejection or ClientDisconnect, after the whole ones."""
+    chunk: list[Document] = []
+    size = 0
+    try:
+        async for document in stream:
+            chunk.append(document)
+            size += len(document.raw or b"")
+            if len(chunk) >= CHUNK_LINES or size >= CHUNK_BYTES:
+                yield chunk
+                chunk, size = [], 0
+    except (Rejection, ClientDisconnect):
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
+def _read(chunk: Sequence[Document], limits: Limits) -> list[Read]:
+    return [_spec(document, limits) for document in chunk]
+
+
+def _spec(document: Document, limits: Limits) -> Read:
+    if document.raw is None:
+        return too_long(limits.body)
+    try:
+        return parse_job(document.raw, limits)
+    except DaneError as error:
+        return error
+
+
+async def _store(read: Sequence[Read], runner: Runner) -> list[Outcome]:
+    """The outcome of each: the job, or what stood against it."""
+    specs = [item for item in read if isinstance(item, JobSpec)]
+    try:
+        stored = iter(await runner.submit_many(specs) if specs else ())
+    except DaneError as error:  # the whole chunk: the store was out of reach
+        stored = iter([error] * len(specs))
+    return [next(stored) if isinstance(item, JobSpec) else item for item in read]
+
+
+def _line(number: int, outcome: Outcome) -> LineAnswer:
+    if isinstance(outcome, Exception):
+        told = problem(outcome)
+        return LineAnswer(
+            line=number,
+            status=told["status"],
+            type=told["type"],
+            title=told["title"],
+            detail=told["detail"],
+            errors=told["errors"],
+        )
+    return LineAnswer(line=number, status=201, job_id=outcome.job_id)
