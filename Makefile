@@ -1,0 +1,48 @@
+# Everything works from a clean clone with Python >= 3.11, git and make.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		&& { command -v "$$python"; break; }; done)
+# Tests in this many processes; each has a database and a virtual host of its own.
+JOBS ?= 2
+
+.PHONY: help demo test check format lock clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed  ## Work through a few files, with everything in one process
+	$(BIN)/dane demo
+
+test: $(VENV)/installed  ## Run every test, on RabbitMQ and MariaDB too
+	$(BIN)/python -m tests.services run -- $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+check: $(VENV)/installed  ## Formatting, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy migrations
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(VENV)/installed  ## Pin every dependency anew, with hashes
+	$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet uv
+	$(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+		--generate-hashes --no-emit-index-url --upgrade --custom-compile-command 'make lock' \
+		--output-file requirements.lock pyproject.toml
+
+clean:  ## Remove what the others made
+	rm -rf $(VENV) dane-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/installed: pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "DANE needs Python 3.11 or newer, and none was found" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
