@@ -29,6 +29,7 @@ MOST_FOLLOWED: Final = 1000
 #: Answers that a proxy or a server gives while it starts or has lost its store.
 _FOR_NOW: Final = (502, 503, 504)
 _LINES_A_REQUEST: Final = 1000
+_CONNECTIONS: Final = 16
 
 
 class Client:
@@ -52,7 +53,9 @@ class Client:
         try:
             self._http = httpx.AsyncClient(
                 base_url=f"{self.url}/DANE/",
-                timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
+                timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0), pool=None),
+                # Who follows hundreds of jobs asks for them in turn.
+                limits=httpx.Limits(max_connections=_CONNECTIONS),
                 transport=transport,
                 # No proxy can reach the loopback address of this machine.
                 trust_env=not _is_loopback(self.url),
@@ -429,8 +432,7 @@ def _refusal(status: int, body: Json) -> RefusedByServer:
         for fault in body.get("errors", [])
         if isinstance(fault, dict)
     ]
-    # The detail of a single fault is that fault.
     detail = str(body.get("detail", ""))
-    if len(faults) == 1 and detail == str(faults[0]):
-        detail = ""
+    if len(faults) == 1 and detail in (str(faults[0]), faults[0].message):
+        detail, faults = str(faults[0]), []  # once is enough
     return RefusedByServer(status, str(body["title"]), detail, faults)

@@ -1,7 +1,7 @@
 """Following jobs in a terminal, or as lines of JSON."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -16,34 +16,47 @@ Json = dict[str, Any]
 
 
 async def watch(client: Client, job_ids: Sequence[int], console: Console) -> list[Json]:
-    """Show jobs until all have ended; return them as they ended."""
+    """Show jobs until all have ended; return them as they ended.
+
+    A terminal shows how they go; a file or a pipe gets the end of it.
+    """
     latest: dict[int, Json] = {}
-    with Live(console=console, refresh_per_second=10) as live:
 
-        async def follow(job_id: int) -> None:
-            async for job in client.follow(job_id):
-                latest[job_id] = job
-                live.update(Group(*(job_tree(latest[seen]) for seen in job_ids if seen in latest)))
+    def picture() -> Group:
+        return Group(*(job_tree(latest[seen]) for seen in job_ids if seen in latest))
 
-        async with asyncio.TaskGroup() as group:
-            for job_id in job_ids:
-                group.create_task(follow(job_id))
+    if console.is_terminal:
+        with Live(console=console, get_renderable=picture, refresh_per_second=10):
+            await _follow(client, job_ids, latest)
+    else:
+        await _follow(client, job_ids, latest)
+        console.print(picture())
     return [latest[job_id] for job_id in job_ids]
 
 
 async def stream(client: Client, job_ids: Sequence[int]) -> list[Json]:
     """Print each change of each job as a line of JSON; return the jobs as they ended."""
     latest: dict[int, Json] = {}
+    await _follow(client, job_ids, latest, lambda job: print_lines([job]))
+    return [latest[job_id] for job_id in job_ids]
+
+
+async def _follow(
+    client: Client,
+    job_ids: Sequence[int],
+    latest: dict[int, Json],
+    tell: Callable[[Json], object] = lambda _: None,
+) -> None:
+    """Keep `latest` as the jobs are, until all have ended."""
 
     async def follow(job_id: int) -> None:
         async for job in client.follow(job_id):
             latest[job_id] = job
-            print_lines([job])
+            tell(job)
 
     async with asyncio.TaskGroup() as group:
         for job_id in job_ids:
             group.create_task(follow(job_id))
-    return [latest[job_id] for job_id in job_ids]
 
 
 def all_succeeded(jobs: Sequence[Json]) -> bool:

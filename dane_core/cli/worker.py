@@ -163,3 +163,5 @@ def start_logging(settings: "Settings") -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         handlers=handlers,
     )
+    for name in ("aio_pika", "aiormq", "httpx"):  # what they know our own parts say better
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -121,6 +121,7 @@ async def demonstrate(sources: Sequence[str], out: Path, *, keep: bool, as_json:
         )
         try:
             url = await _while_up(server, stop, ready)
+            typer.echo(f"DANE is up at {url}, for {len(sources)} sources", err=True)
             results = keep_thumbnails(await _while_up(server, stop, _work(url, sources)), out)
             _print(results, out, as_json=as_json)
             if keep:

@@ -173,7 +173,7 @@ async def test_the_detail_of_a_single_fault_is_said_once(client: Client, server:
     with pytest.raises(RefusedByServer) as caught:
         await client.submit({})
 
-    assert str(caught.value) == "422 Cannot be accepted\n  tasks: is empty"
+    assert str(caught.value) == "422 Cannot be accepted: tasks: is empty"
 
 
 async def test_a_question_is_asked_again_when_it_fails_for_now(

@@ -5,9 +5,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
+
+from tests.core.cli.called import Canned, Dane
 
 JOB = {
     "job_id": 7,
@@ -26,25 +28,6 @@ TASK = {
     "status": "succeeded",
     "progress": None,
 }
-
-
-class Said(Protocol):
-    code: int
-    out: str
-    err: str
-    json: Any
-
-
-class Dane(Protocol):
-    def __call__(self, *args: object) -> Said: ...
-
-
-class Canned(Protocol):
-    url: str
-    asked: list[str]
-    bodies: list[bytes]
-
-    def answer(self, line: str, body: Any = None, status: int = 200) -> None: ...
 
 
 def with_job(server: Canned, **changes: Any) -> None:
