@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import av
 from PIL import Image
@@ -36,7 +36,7 @@ def make_sources(folder: Path) -> None:
 def _make_clip(path: Path) -> None:
     """Grey that turns lighter, so that each frame shows something else."""
     with av.open(str(path), "w") as clip:
-        stream = cast("av.VideoStream", clip.add_stream("mpeg4", rate=_RATE))
+        stream = clip.add_stream("mpeg4", rate=_RATE)
         stream.width, stream.height = CLIP
         stream.pix_fmt = "yuv420p"
         for number in range(_RATE * CLIP_SECONDS):
