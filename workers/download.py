@@ -16,7 +16,6 @@ from pydantic import BaseModel, Field
 
 from dane_core import Failed, TaskContext, Worker
 
-_CHUNK: Final = 256 * 1024
 #: As much of a file as tells what it is.
 _HEAD: Final = 8192
 #: Formats that archives have and the library does not know, by their first bytes.
@@ -86,7 +85,7 @@ def _stream(task: TaskContext, args: Download.Args, partial: Path) -> str:
         expected = int(source.headers.get("Content-Length", 0))
         _check_size(expected, args)
         with partial.open("wb") as file:
-            for chunk in source.iter_bytes(_CHUNK):
+            for chunk in source.iter_bytes():
                 size += len(chunk)
                 _check_size(size, args)
                 if task.cancelled:
@@ -166,7 +165,7 @@ def _is_text(head: bytes) -> bool:
     except UnicodeDecodeError as fault:
         # A character cut in two by the end of `head`; or Latin-1, which is mostly ASCII.
         foreign = sum(byte >= 0x80 for byte in head)
-        return fault.start >= len(head) - 3 or foreign < len(head) * 0.3
+        return fault.start >= _HEAD - 3 or foreign < len(head) * 0.3
     return True
 
 

@@ -47,13 +47,20 @@ def _picture(path: Path) -> dict[str, Any] | None:
                 "height": image.height,
                 "mode": image.mode,
                 "frames": getattr(image, "n_frames", 1),
-                "orientation": image.getexif().get(_ORIENTATION),
+                "orientation": _orientation(image),
             }
     except UnidentifiedImageError:
         return None
     except (OSError, SyntaxError, ValueError, EOFError) as fault:
         raise Failed(f"the picture is broken: {fault}", 400) from fault
     return {"container": stream["codec"], "duration": None, **_size(stream), "streams": [stream]}
+
+
+def _orientation(image: Image.Image) -> int | None:
+    if image.format == "PNG" and "exif" not in image.info:
+        return None  # Pillow would decode all of it to find that out
+    found: int | None = image.getexif().get(_ORIENTATION)
+    return found
 
 
 def _recording(path: Path) -> dict[str, Any]:
