@@ -205,7 +205,7 @@ class GateArgs(BaseModel):
     """Where marks are left, and the word that lets it go on."""
 
     marks: str
-    word: str = "go"
+    word: str = "go"  # for every attempt; `go-2` is for the second alone
     heed: bool = True  # whether a cancellation ends it too
 
 
@@ -217,7 +217,7 @@ class Gate(Worker):
 
     async def work(self, task: TaskContext, args: GateArgs) -> Mapping[str, Any]:
         marks = _begun(task, args)
-        while not marks.has_word(args.word):
+        while not _may_go_on(task, args):
             if task.cancelled and args.heed:
                 marks.leave("cancelled", task.task_id, task.attempt)
                 raise Failed("stopped when told to")
@@ -234,7 +234,7 @@ class HeavyGate(Worker):
 
     def work(self, task: TaskContext, args: GateArgs) -> Mapping[str, Any]:
         marks = _begun(task, args)
-        while not marks.has_word(args.word):
+        while not _may_go_on(task, args):
             if args.heed and task.cancelled:
                 marks.leave("cancelled", task.task_id, task.attempt)
                 raise Failed("stopped when told to")
@@ -250,8 +250,8 @@ class Mended(Worker):
     Args = GateArgs
 
     async def work(self, task: TaskContext, args: GateArgs) -> dict[str, Any]:
-        marks = _begun(task, args)
-        if not marks.has_word(args.word):
+        _begun(task, args)
+        if not _may_go_on(task, args):
             raise Failed("somebody has to mend it first", 404)
         return {"attempt": task.attempt}
 
@@ -260,6 +260,11 @@ def _begun(task: TaskContext, args: GateArgs) -> Marks:
     marks = Marks(Path(args.marks))
     marks.leave("started", task.task_id, task.attempt)
     return marks
+
+
+def _may_go_on(task: TaskContext, args: GateArgs) -> bool:
+    marks = Marks(Path(args.marks))
+    return marks.has_word(args.word) or marks.has_word(f"{args.word}-{task.attempt}")
 
 
 #: Everyone who is there from the beginning.

@@ -153,9 +153,11 @@ async def server(
 ) -> AsyncIterator[tuple[Program, Client]]:
     """A server in a process of its own, that keeps its files in the folder it is started in."""
     settings = as_environment(BRISK | sections)
-    async with running(*args, "--port", "0", "--json", folder=folder, **settings) as program:
-        async with Client((await program.facts())["url"]) as client:
-            yield program, client
+    async with (
+        running(*args, "--port", "0", "--json", folder=folder, **settings) as program,
+        Client((await program.facts())["url"]) as client,
+    ):
+        yield program, client
 
 
 async def post_jobs(client: Client, marks: Marks) -> list[int]:
