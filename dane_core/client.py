@@ -310,6 +310,10 @@ class _Watch:
     async def look(self) -> bool:
         """Look again; whether anything has changed."""
         head = await self._client.job(self._job_id, tasks=False)
+        if "status" not in head:
+            raise RefusedByServer(
+                501, "A job cannot be followed", "this server leaves out what DANE 0.1 did not have"
+            )
         is_small = head["counts"]["total"] <= MOST_FOLLOWED
         rows = await self._client.tasks(self._job_id) if is_small else []
         if (head, rows) == (self._head, self._rows):

@@ -66,18 +66,22 @@ class FolderSection(Section):
 
 
 class LimitSection(Section):
-    """The largest job specification that is accepted; sizes in bytes, texts in characters."""
+    """The largest job specification that is accepted; sizes in bytes, texts in characters.
+
+    Columns and routing keys are made for the texts' and the nesting's defaults: those may be
+    set lower only.
+    """
 
     TASKS: Count = 100_000
-    DEPTH: Count = 64
+    DEPTH: Count = Field(default=64, le=64)
     BODY: Size = 32 * 1024 * 1024
     ARGS: Size = 65_536
     METADATA: Size = 65_536
-    URL: Count = 4096
-    SOURCE_ID: Count = 255
-    KEY: Count = 100
-    NAME: Count = 100
-    TYPE: Count = 32
+    URL: Count = Field(default=4096, le=4096)
+    SOURCE_ID: Count = Field(default=255, le=255)
+    KEY: Count = Field(default=100, le=100)
+    NAME: Count = Field(default=100, le=100)
+    TYPE: Count = Field(default=32, le=32)
 
 
 class CompatSection(Section):
@@ -99,9 +103,7 @@ class RunnerSection(Section):
 class ApiSection(Section):
     """How much one request may ask for."""
 
-    BODY: Size = 1024 * 1024
     BATCH_BODY: Size = 1024 * 1024 * 1024
-    PAGE: Count = 500
 
 
 class ServerSettings(Settings):

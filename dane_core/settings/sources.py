@@ -190,7 +190,9 @@ def _faults(kind: type[Settings], error: ValidationError, origins: Origins) -> I
         if found["type"] == "extra_forbidden":
             yield Fault(place, f"{name}: {_unknown(kind, *map(str, found['loc'][:2]))}")
         else:
-            yield Fault(place, f"{name}: {found['msg']}{_instead(name, found['input'])}")
+            # What our own kinds do not say, pydantic says: "Input should be …".
+            message = found["msg"].replace("Input should be", "expected it to be")
+            yield Fault(place, f"{name}: {message}{_instead(name, found['input'])}")
 
 
 def _instead(name: str, value: Any) -> str:

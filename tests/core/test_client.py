@@ -337,6 +337,16 @@ async def test_following_does_not_wait_for_a_server_for_ever() -> None:
         await seen(story, patience=timedelta(0))
 
 
+async def test_a_server_that_speaks_as_0_1_did_cannot_be_followed(
+    client: Client, server: Script
+) -> None:
+    """COMPAT.EXACT_SHAPE leaves the status of jobs out."""
+    server.answer("GET /DANE/job/1?tasks=false", json({"job_id": 1}))
+
+    with pytest.raises(RefusedByServer, match="cannot be followed"):
+        await client.wait(1)
+
+
 async def test_following_nobody_fails_at_once() -> None:
     with pytest.raises(ServerUnreachable):
         await seen(Story(("away", "", None)))

@@ -1,5 +1,6 @@
 """The server's own settings."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from sqlalchemy import make_url
 
 from dane_core.errors import BadSettings
 from dane_core.settings import SERVER_SECTIONS, Settings, load
+from dane_core.spec import Limits
 from dane_server.settings import ServerSettings
 
 
@@ -25,6 +27,13 @@ def folders_of(settings: ServerSettings) -> tuple[Path, Path]:
 def test_workers_know_the_servers_sections_by_name() -> None:
     """They pass over these and no others, so that a typo is still a fault."""
     assert set(ServerSettings.model_fields) - set(Settings.model_fields) == set(SERVER_SECTIONS)
+
+
+def test_the_limits_are_those_of_specifications() -> None:
+    """One name and one default for each, in capitals here."""
+    limits = {name.upper(): value for name, value in asdict(Limits()).items()}
+
+    assert ServerSettings().LIMITS.model_dump() == limits
 
 
 def test_without_a_database_jobs_are_kept_in_a_file_in_the_data_folder(folder: Path) -> None:
@@ -97,7 +106,8 @@ def test_the_address_of_a_store_outdoes_the_section_and_gets_our_driver(
         ("COMPAT", "GET_ACTIONS", "maybe"),
         ("RUNNER", "SWEEP", 0),
         ("DANE_SERVER", "DATA_FOLDER", 5),
-        ("API", "PAGE", True),
+        ("API", "BATCH_BODY", True),
+        ("LIMITS", "SOURCE_ID", 256),
     ],
 )
 @pytest.mark.usefixtures("folder")

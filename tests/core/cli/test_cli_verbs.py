@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from dane_core.cli import build
 from tests.core.cli.called import Canned, Dane
 
 JOB = {
@@ -408,6 +410,25 @@ def test_wrong_usage_is_exit_code_2(dane: Dane, args: tuple[str, ...]) -> None:
 
     assert said.code == 2
     assert "Traceback" not in said.err
+
+
+def test_every_verb_speaks_to_programs_too() -> None:
+    root: Any = typer.main.get_command(build())
+    verbs = [(name, verb) for name, verb in root.commands.items()]
+    for name, verb in verbs:
+        below = getattr(verb, "commands", {})
+        verbs.extend((f"{name} {inner}", command) for inner, command in below.items())
+
+    silent = [
+        name for name, verb in verbs if not takes_json(verb) and not hasattr(verb, "commands")
+    ]
+
+    assert len(verbs) > 25
+    assert silent == []
+
+
+def takes_json(verb: Any) -> bool:
+    return any("--json" in parameter.opts for parameter in verb.params)
 
 
 def test_the_version_is_told(dane: Dane) -> None:
