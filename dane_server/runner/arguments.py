@@ -1,6 +1,6 @@
 """Checks the `args` of tasks against the schemas that their workers have announced."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -22,18 +22,19 @@ class Arguments:
         self._reader = reader
         self._validators: dict[bytes, Draft202012Validator | None] = {}
 
-    async def check(self, graph: Graph) -> None:
-        """Check every task of a job. Raises: BadSpec, with all faults and their paths."""
-        schemas = await self._reader.schemas({task.key for task in graph.tasks})
-        if not schemas:
-            return
+    async def check(self, graphs: Sequence[Graph]) -> list[BadSpec | None]:
+        """What is wrong with the tasks of some jobs: for each, all faults and their paths."""
+        keys = {task.key for graph in graphs for task in graph.tasks}
+        schemas = await self._reader.schemas(keys)
+        return [self._objection(graph, schemas) if schemas else None for graph in graphs]
+
+    def _objection(self, graph: Graph, schemas: Mapping[str, Mapping[str, Any]]) -> BadSpec | None:
         wrong = {
             seq: faults
             for seq, task in enumerate(graph.tasks)
             if task.key in schemas and (faults := self._faults(schemas[task.key], task.args))
         }
-        if wrong:
-            raise BadSpec(list(islice(_placed(wrong, graph.tree), _FAULTS)))
+        return BadSpec(list(islice(_placed(wrong, graph.tree), _FAULTS))) if wrong else None
 
     def _faults(self, schema: Mapping[str, Any], args: Mapping[str, Any]) -> list[Fault]:
         validator = self._validator(schema)

@@ -43,6 +43,7 @@ class Dispatcher:
         self._reply_to = reply_to
         self._handed_over: list[Claim] = []
         self._bound_meanwhile: set[str] = set()
+        self._without_worker: set[str] = set()
 
     async def run(self) -> None:
         """Send whenever the bell rings, until cancelled."""
@@ -136,9 +137,18 @@ class Dispatcher:
         unroutable = {claim.key for claim in by_fate[Fate.UNROUTABLE]}
         if bound := sorted(unroutable & self._bound_meanwhile):
             await self._writer.route_again(bound)
-        for key in sorted(unroutable.difference(bound)):
-            logger.warning("no queue is bound to %s: its tasks wait for a worker", key)
+        self._note_missing_workers(
+            unroutable.difference(bound), {claim.key for claim in by_fate[Fate.ROUTED]}
+        )
         if by_fate[Fate.UNKNOWN]:
             raise ExchangeUnreachable(
                 f"{len(by_fate[Fate.UNKNOWN])} messages were not confirmed in time"
             )
+
+    def _note_missing_workers(self, unroutable: set[str], routed: set[str]) -> None:
+        """Log what an operator should know, once, and not with every probe."""
+        for key in sorted(unroutable - self._without_worker):
+            logger.warning("no queue is bound to %s: its tasks wait for a worker", key)
+        for key in sorted(routed & self._without_worker - unroutable):
+            logger.info("a queue is bound to %s again", key)
+        self._without_worker = (self._without_worker | unroutable) - (routed - unroutable)

@@ -1,7 +1,7 @@
 """Takes jobs in: checks, compiles and stores them, as many at once as have arrived."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,8 +42,11 @@ class Submissions:
 
     async def submit(self, spec: JobSpec, *, once: Once | None = None) -> Submitted:
         """Store one job. What arrives while another batch is being stored goes in the next."""
+        [new] = await self._prepared([spec], once)
+        if isinstance(new, BadSpec):
+            raise new
         outcome: asyncio.Future[_Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append((await self._prepared(spec, once), outcome))
+        self._waiting.append((new, outcome))
         if self._storing is None or self._storing.done():
             self._storing = asyncio.create_task(self._store_waiting())
         stored = await outcome
@@ -53,23 +56,25 @@ class Submissions:
 
     async def submit_many(self, specs: Sequence[JobSpec]) -> list[_Outcome]:
         """Store many jobs in one transaction; a bad one fails alone."""
-        outcomes: dict[int, _Outcome] = {}
-        prepared: dict[int, NewJob] = {}
-        for place, spec in enumerate(specs):
-            try:
-                prepared[place] = await self._prepared(spec, None)
-            except BadSpec as fault:
-                outcomes[place] = fault
-        stored = await self._writer.store_jobs(list(prepared.values()))
-        outcomes |= dict(zip(prepared, stored, strict=True))
+        prepared = await self._prepared(specs)
+        stored = iter(
+            await self._writer.store_jobs([new for new in prepared if isinstance(new, NewJob)])
+        )
         await self._bell.ring()
-        return [outcomes[place] for place in range(len(specs))]
+        return [next(stored) if isinstance(new, NewJob) else new for new in prepared]
 
-    async def _prepared(self, spec: JobSpec, once: Once | None) -> NewJob:
-        graph = compile_graph(spec.tasks)
-        await self._arguments.check(graph)
-        shared = source_folders(self._folders.temp, self._folders.out, spec.source_id)
-        return NewJob(spec=spec, graph=graph, shared=shared, once=once)
+    async def _prepared(
+        self, specs: Sequence[JobSpec], once: Once | None = None
+    ) -> list[NewJob | BadSpec]:
+        graphs = [compile_graph(spec.tasks) for spec in specs]
+        objections = await self._arguments.check(graphs)
+        return [
+            objection or NewJob(spec=spec, graph=graph, shared=self._shared(spec), once=once)
+            for spec, graph, objection in zip(specs, graphs, objections, strict=True)
+        ]
+
+    def _shared(self, spec: JobSpec) -> Mapping[str, str]:
+        return source_folders(self._folders.temp, self._folders.out, spec.source_id)
 
     async def _store_waiting(self) -> None:
         while self._waiting:

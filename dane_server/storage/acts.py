@@ -4,7 +4,7 @@ An act on a whole job moves some hundred tasks at a time, so that no lock is hel
 a flag on the job makes sure that the walk is finished by the sweeper if it was cut short.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -33,6 +33,8 @@ _UNSETTLED: Final = frozenset(map(TaskState, sql.UNSETTLED))
 _OVER: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 #: An attempt is on its way, or may be; taking the task away from it ends it.
 _AT_WORK: Final = SENT | {TaskState.RUNNING}
+
+_Act = Callable[[AsyncConnection, Sequence[sa.Row[Any]], Tally], Awaitable[None]]
 
 
 class Acts:
@@ -92,8 +94,7 @@ class Acts:
     async def retry_job(self, job_id: JobId) -> None:
         """Run again what failed, was cancelled or held; keep what succeeded. Raises: NotFound."""
         await self._flag(job_id, cancelling=False)
-        async for _ in self._walk(job_id, _RETRIABLE, _again):
-            pass
+        await self._walk_job(job_id, _RETRIABLE, _again)
 
     async def cancel_job(self, job_id: JobId) -> None:
         """Cancel everything that is not settled.
@@ -112,8 +113,7 @@ class Acts:
 
     async def finish_cancelling(self, job_id: JobId) -> None:
         """Cancel the tasks of a job that is flagged, some at a time."""
-        async for _ in self._walk(job_id, _UNSETTLED, _cancel):
-            pass
+        await self._walk_job(job_id, _UNSETTLED, _cancel)
         await self._flag(job_id, cancelling=False)
 
     async def pause_job(self, job_id: JobId) -> None:
@@ -133,8 +133,7 @@ class Acts:
 
     async def finish_pausing(self, job_id: JobId) -> None:
         """Take back what lies in queues for a paused job."""
-        async for _ in self._walk(job_id, SENT, _recall):
-            pass
+        await self._walk_job(job_id, SENT, _recall)
 
     async def resume_job(self, job_id: JobId) -> None:
         """Let a paused job go on; one that is not paused just goes on. Raises: NotFound."""
@@ -194,13 +193,7 @@ class Acts:
         await self._recall_key(key)
 
     async def _recall_key(self, key: str) -> None:
-        async def unit(connection: AsyncConnection) -> int:
-            rows = (await connection.execute(sql.tasks_of_key(key, SENT, None, _SOME))).all()
-            await connection.execute(sql.recall([row.id for row in rows]))
-            return len(rows)
-
-        while await self._store.write(unit):
-            pass
+        await self._walk(lambda after: sql.tasks_of_key(key, SENT, None, after, _SOME), _recall)
 
     async def resume_key(self, key: str) -> None:
         await self._set_key(key, paused=False)
@@ -208,19 +201,9 @@ class Acts:
     async def retry_key(self, key: str, number: int) -> int:
         """Run again the tasks of a key that failed with a number; returns how many."""
         states = [TaskState.FAILED, TaskState.CANCELLED]
-        retried = 0
-
-        async def unit(connection: AsyncConnection) -> int:
-            statement = sql.tasks_of_key(key, states, number, _SOME)
-            rows = (await connection.execute(statement)).all()
-            tally = Tally()
-            await _again(connection, rows, tally)
-            await tally.write(connection)
-            return len(rows)
-
-        while some := await self._store.write(unit):
-            retried += some
-        return retried
+        return await self._walk(
+            lambda after: sql.tasks_of_key(key, states, number, after, _SOME), _again
+        )
 
     async def _set_key(self, key: str, *, paused: bool) -> None:
         async def unit(connection: AsyncConnection) -> None:
@@ -231,23 +214,31 @@ class Acts:
 
     # --- walking ------------------------------------------------------------------------
 
-    async def _walk(
-        self, job_id: JobId, states: Iterable[TaskState], act: Callable[..., Any]
-    ) -> AsyncIterator[int]:
-        """Do an act to the tasks of a job in some states, until none is in them any more."""
+    async def _walk_job(self, job_id: JobId, states: Iterable[TaskState], act: _Act) -> None:
+        """Do an act to the tasks of a job that are in some states."""
         wanted = list(states)
+        await self._walk(lambda after: sql.tasks_of_job(job_id, wanted, after, _SOME), act)
 
-        async def unit(connection: AsyncConnection) -> int:
-            statement = sql.tasks_of_job(job_id, wanted, _SOME)
-            rows = (await connection.execute(statement)).all()
+    async def _walk(self, some_after: Callable[[int], sa.Select[Any]], act: _Act) -> int:
+        """Do an act to tasks, some at a time in the order of their ids; returns how many.
+
+        Each is met once, even if it is soon again as it was before: a task that is retried can
+        fail faster than a walk takes.
+        """
+        walked, last = 0, 0
+
+        async def unit(connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
+            rows: Sequence[sa.Row[Any]]
+            rows = (await connection.execute(some_after(last))).all()
             if rows:
                 tally = Tally()
                 await act(connection, rows, tally)
                 await tally.write(connection)
-            return len(rows)
+            return rows
 
-        while moved := await self._store.write(unit):
-            yield moved
+        while rows := await self._store.write(unit):
+            walked, last = walked + len(rows), rows[-1].id
+        return walked
 
     async def _flag(self, job_id: JobId, **flags: bool) -> None:
         async def unit(connection: AsyncConnection) -> None:

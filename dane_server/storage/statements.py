@@ -71,13 +71,11 @@ def source_urls(source_ids: Sequence[str]) -> sa.Select[Any]:
 
 
 def add_jobs() -> sa.Insert:
-    return (
-        sa.insert(jobs).values(created_at=now()).returning(jobs.c.id, sort_by_parameter_order=True)
-    )
+    return sa.insert(jobs).values(created_at=now()).returning(jobs.c.id)
 
 
 def add_tasks() -> sa.Insert:
-    return sa.insert(tasks).values(due_at=now()).returning(tasks.c.id, sort_by_parameter_order=True)
+    return sa.insert(tasks).values(due_at=now()).returning(tasks.c.id)
 
 
 def add_edges() -> sa.Insert:
@@ -543,7 +541,13 @@ def next_due() -> sa.Select[Any]:
 def lost_with_the_exchange(limit: int) -> sa.Select[Any]:
     """Tasks that were in an exchange which no longer exists."""
     states = _names([*SENT, TaskState.RUNNING])
-    return sa.select(tasks.c.id).where(tasks.c.state.in_(states)).order_by(tasks.c.id).limit(limit)
+    return (
+        sa.select(tasks.c.id)
+        .where(tasks.c.state.in_(states))
+        .order_by(tasks.c.id)
+        .limit(limit)
+        .with_for_update()
+    )
 
 
 def send_anew(ids: Sequence[int]) -> sa.Update:
@@ -588,13 +592,17 @@ def one_task(task_id: int) -> sa.Select[Any]:
     )
 
 
-def tasks_of_job(job_id: int, states: Iterable[TaskState], limit: int) -> sa.Select[Any]:
+def tasks_of_job(
+    job_id: int, states: Iterable[TaskState], after: int, limit: int
+) -> sa.Select[Any]:
+    """Tasks of a job in some states, those behind the one with the id `after`."""
     return (
         sa.select(*ACTED)
         .where(
             tasks.c.job_id == job_id,
             tasks.c.state.in_(_names(states)),
             tasks.c.task_key.is_not(None),
+            tasks.c.id > after,
         )
         .order_by(tasks.c.id)
         .limit(limit)
@@ -603,9 +611,12 @@ def tasks_of_job(job_id: int, states: Iterable[TaskState], limit: int) -> sa.Sel
 
 
 def tasks_of_key(
-    key: str, states: Iterable[TaskState], outcome: int | None, limit: int
+    key: str, states: Iterable[TaskState], outcome: int | None, after: int, limit: int
 ) -> sa.Select[Any]:
-    chosen = sa.select(*ACTED).where(tasks.c.task_key == key, tasks.c.state.in_(_names(states)))
+    """Tasks of a key in some states, those behind the one with the id `after`."""
+    chosen = sa.select(*ACTED).where(
+        tasks.c.task_key == key, tasks.c.state.in_(_names(states)), tasks.c.id > after
+    )
     if outcome is not None:
         chosen = chosen.where(tasks.c.outcome == outcome)
     return chosen.order_by(tasks.c.id).limit(limit).with_for_update()

@@ -330,17 +330,14 @@ async def _in_conflict(connection: AsyncConnection, placed: _Placed) -> _Outcome
 async def _add_jobs(connection: AsyncConnection, new_jobs: Sequence[NewJob]) -> list[JobId]:
     if not new_jobs:
         return []
-    job_ids: list[JobId] = []
-    for some in _fitting([_job_row(new) for new in new_jobs]):
-        job_ids += [JobId(id_) for id_ in await connection.scalars(sql.add_jobs(), some)]
+    job_rows = [_job_row(new) for new in new_jobs]
+    job_ids = [JobId(job_id) for job_id in await _add_rows(connection, sql.add_jobs(), job_rows)]
     rows = [
         row
         for job_id, new in zip(job_ids, new_jobs, strict=True)
         for row in _node_rows(job_id, new)
     ]
-    node_ids: list[int] = []
-    for some in _fitting(rows):
-        node_ids += await connection.scalars(sql.add_tasks(), some)
+    node_ids = await _add_rows(connection, sql.add_tasks(), rows)
     edges: list[dict[str, int]] = []
     first = 0
     for new in new_jobs:
@@ -352,6 +349,20 @@ async def _add_jobs(connection: AsyncConnection, new_jobs: Sequence[NewJob]) -> 
     for some in chunks(edges, 5000):
         await connection.execute(sql.add_edges().values(some))
     return job_ids
+
+
+async def _add_rows(
+    connection: AsyncConnection, statement: sa.Insert, rows: Sequence[dict[str, Any]]
+) -> list[int]:
+    """Insert rows and return their new ids, in the order of the rows.
+
+    The order of RETURNING is not promised; that the ids of one statement rise with its rows is
+    (InnoDB: auto-increment of simple inserts; SQLite: AUTOINCREMENT).
+    """
+    ids: list[int] = []
+    for some in _fitting(rows):
+        ids += sorted(await connection.scalars(statement, some))
+    return ids
 
 
 def _fitting(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
