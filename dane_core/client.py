@@ -436,7 +436,4 @@ def _refusal(status: int, body: Json) -> RefusedByServer:
         for fault in body.get("errors", [])
         if isinstance(fault, dict)
     ]
-    detail = str(body.get("detail", ""))
-    if len(faults) == 1 and detail in (str(faults[0]), faults[0].message):
-        detail, faults = str(faults[0]), []  # once is enough
-    return RefusedByServer(status, str(body["title"]), detail, faults)
+    return RefusedByServer(status, str(body["title"]), str(body.get("detail", "")), faults)

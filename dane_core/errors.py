@@ -156,7 +156,10 @@ class RefusedByServer(DaneError):
     """The server understood a request and said no."""
 
     def __init__(self, status: int, title: str, detail: str, faults: Sequence[Fault] = ()) -> None:
+        told = [str(fault) for fault in faults]
+        if len(faults) == 1 and detail in (told[0], faults[0].message):
+            detail, told = told[0], []  # once is enough
         lines = [f"{status} {title}: {detail}" if detail else f"{status} {title}"]
-        super().__init__("\n  ".join(lines + [str(fault) for fault in faults]))
+        super().__init__("\n  ".join(lines + told))
         self.status = status
         self.faults = tuple(faults)

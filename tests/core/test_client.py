@@ -174,6 +174,7 @@ async def test_the_detail_of_a_single_fault_is_said_once(client: Client, server:
         await client.submit({})
 
     assert str(caught.value) == "422 Cannot be accepted: tasks: is empty"
+    assert [fault.path for fault in caught.value.faults] == ["tasks"]
 
 
 async def test_a_question_is_asked_again_when_it_fails_for_now(
