@@ -188,47 +188,40 @@ CASES: Final[dict[str, Case]] = {
     ),
 }
 
-ALL_CASES = pytest.mark.parametrize("name", CASES)
+REFUSED: Final = {"status": 422, "paths": ["tasks.taskSequential[1].Task.args.times"]}
 
 
-@pytest.mark.parametrize("way", ["embedded", pytest.param("real", marks=pytest.mark.services)])
-@ALL_CASES
-def test_a_specification_ends_as_its_author_expects(
-    way: str, name: str, request: pytest.FixtureRequest
+def test_specifications_end_as_their_authors_expect(
+    embedded_ends: dict[str, Json], subtests: pytest.Subtests
 ) -> None:
-    case = CASES[name]
-
-    job = request.getfixturevalue(f"{way}_ends")[name]
-
-    assert [one["task_state"] for one in job["task_list"]] == [*case.states]
-    assert job["status"] == case.status
-    assert [one["task_msg"] for one in job["task_list"]][: len(case.messages)] == [*case.messages]
-    assert {key: job["response"].get(key) for key in case.answers} == case.answers
-    if case.attempts:
-        attempts = job["task_list"][0]["attempts"]
-        assert [attempt["state"] for attempt in attempts] == [*case.attempts]
+    for name, case in CASES.items():
+        with subtests.test(name):
+            assert_as_expected(embedded_ends[name], case)
+    with subtests.test("arguments that do not fit"):
+        assert embedded_ends["refused"] == REFUSED
 
 
 @pytest.mark.services
-@ALL_CASES
-def test_a_specification_ends_alike_both_ways(
-    name: str, embedded_ends: dict[str, Json], real_ends: dict[str, Json]
+def test_they_end_alike_on_rabbitmq_and_mariadb(
+    real_ends: dict[str, Json], embedded_ends: dict[str, Json], subtests: pytest.Subtests
 ) -> None:
     """Whole answers are compared: what differs may be ids, times, folders and workers only."""
-    assert embedded_ends[name] == real_ends[name]
+    for name, case in CASES.items():
+        with subtests.test(name):
+            assert_as_expected(real_ends[name], case)
+            assert real_ends[name] == embedded_ends[name]
+    with subtests.test("arguments that do not fit"):
+        assert real_ends["refused"] == REFUSED
 
 
-@pytest.mark.parametrize("way", ["embedded", pytest.param("real", marks=pytest.mark.services)])
-def test_arguments_that_do_not_fit_are_refused_with_their_path(
-    way: str, request: pytest.FixtureRequest
-) -> None:
-    """The server knows the schema of every worker it has heard of."""
-    refused = request.getfixturevalue(f"{way}_ends")["refused"]
-
-    assert refused == {
-        "status": 422,
-        "paths": ["tasks.taskSequential[1].Task.args.times"],
-    }
+def assert_as_expected(job: Json, case: Case) -> None:
+    tasks = job["task_list"]
+    assert [one["task_state"] for one in tasks] == [*case.states]
+    assert job["status"] == case.status
+    assert [one["task_msg"] for one in tasks][: len(case.messages)] == [*case.messages]
+    assert {key: job["response"].get(key) for key in case.answers} == case.answers
+    if case.attempts:
+        assert [attempt["state"] for attempt in tasks[0]["attempts"]] == [*case.attempts]
 
 
 @pytest.fixture(scope="module")
