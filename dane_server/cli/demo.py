@@ -18,7 +18,7 @@ import typer
 from dane_core.cli.submit import source_of
 from dane_core.cli.terminal import SERVICE, AsJson, console, print_json
 from dane_core.errors import DaneError
-from dane_server.cli.serve import installed, needing_server
+from dane_server.cli.serve import installed, needing
 
 if TYPE_CHECKING:
     from dane_core.client import Client
@@ -93,7 +93,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _samples(folder: Path) -> list[str]:
-    with needing_server():
+    with needing("server,media"):
         from dane_server.cli.samples import make_samples
 
     return [str(path) for path in make_samples(folder)]
@@ -101,7 +101,7 @@ def _samples(folder: Path) -> list[str]:
 
 async def demonstrate(sources: Sequence[str], out: Path, *, keep: bool, as_json: bool) -> bool:
     """Run a server with workers, do the sources, print what came out; whether all went well."""
-    with needing_server():
+    with needing("server"):
         from dane_server.app import run_server
         from dane_server.settings import ServerSettings
 

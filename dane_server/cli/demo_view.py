@@ -52,12 +52,12 @@ class Result:
     def facts(self) -> Json:
         """All of it, for programs."""
         return {
-            "source": self.source,
+            "source": _text(self.source),
             "job_id": self.job and self.job["job_id"],
             "status": "refused" if self.job is None else self.job["status"],
             "answers": self.answers,
             "failures": self.failures,
-            "thumbnail": self.kept and str(self.kept),
+            "thumbnail": self.kept and _text(str(self.kept)),
         }
 
 
@@ -173,6 +173,11 @@ def _where(results: Sequence[Result], folder: Path) -> list[Text]:
 def _called(source_url: str) -> str:
     """A source by the last part of its URL."""
     return plain(unquote(source_url.rstrip("/").rpartition("/")[2]) or source_url)
+
+
+def _text(path: str) -> str:
+    """A path as text: file names may have bytes that are none."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _near(path: Path) -> str:

@@ -60,7 +60,7 @@ def dev(
     settings = settings_for(config, {"WORKER": {"SLOTS": slots}})
     workers = found(targets) if targets else installed()
     chosen = settings.WORKER.SLOTS if "SLOTS" in settings.WORKER.model_fields_set else _DEV_SLOTS
-    with needing_server():
+    with needing("server"):
         from dane_server.app import run_server
 
     asyncio.run(
@@ -88,7 +88,7 @@ def serve(
 ) -> None:
     """Run the server: the API and the runner."""
     settings = settings_for(config, {"DANE": {"HOST": host}})
-    with needing_server():
+    with needing("server"):
         from dane_server.app import ROLES, run_server
 
     roles = frozenset(part for part in ROLES if role is None or part == role)
@@ -151,12 +151,12 @@ def _say(facts: Mapping[str, Any], text: str, *, as_json: bool) -> None:
 
 
 @contextmanager
-def needing_server() -> Iterator[None]:
-    """Explain that the server's libraries are an extra of the installation."""
+def needing(extras: str) -> Iterator[None]:
+    """Explain that what is imported here comes with these extras of the installation."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise DaneError(
-            f"a server needs more libraries ({error.name} is missing): "
-            "pip install 'dane-router[server]'"
+            f"this needs more libraries ({error.name} is missing): "
+            f"pip install 'dane-router[{extras}]'"
         ) from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dane_core.cli.terminal import SET_UP, AsJson, Config, show
-from dane_server.cli.serve import needing_server, settings_for
+from dane_server.cli.serve import needing, settings_for
 
 if TYPE_CHECKING:
     from dane_server.storage.engine import Store
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def upgrade(*, config: Config = None, as_json: AsJson = False) -> None:
     """Make the tables, or bring them up to this version; running it again is harmless."""
-    with needing_server():
+    with needing("server"):
         from dane_server.storage import migrate
 
     _on_store(migrate.upgrade, config)
@@ -34,7 +34,7 @@ def upgrade(*, config: Config = None, as_json: AsJson = False) -> None:
 
 def check(*, config: Config = None, as_json: AsJson = False) -> None:
     """Say whether the tables are those of this version; exits with 78 if not."""
-    with needing_server():
+    with needing("server"):
         from dane_server.storage import migrate
 
     _on_store(migrate.check, config)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import signal
 from pathlib import Path
 
@@ -81,6 +82,24 @@ def test_each_file_gets_its_answers_and_a_bad_one_fails_alone(
     assert "broken" in by_name["broken.mp4"]["failures"]["MEDIAINFO"]
     assert "is empty" in by_name["empty.mp4"]["failures"]["DOWNLOAD"]
     assert "is not there" in by_name["missing.mp4"]["failures"]["DOWNLOAD"]
+
+
+def test_names_of_files_neither_steer_the_terminal_nor_stop_the_rest(
+    dane: Dane, tmp_path: Path, samples: Path
+) -> None:
+    """Old archives have names in Latin-1, and worse."""
+    (tmp_path / "media").mkdir()
+    for name in (b"\x1b[31mred.png", b"caf\xe9.png"):
+        (tmp_path / "media" / os.fsdecode(name)).write_bytes((samples / "image.png").read_bytes())
+
+    for_people = dane("demo", "media")
+    for_programs = dane("demo", "media", "--json")
+
+    names = {result["source"]: result["status"] for result in for_programs.json}
+    assert names["media/\x1b[31mred.png"] == "succeeded"
+    assert "media/caf\N{REPLACEMENT CHARACTER}.png" in names
+    assert "\N{REPLACEMENT CHARACTER}[31mred.png" in for_people.out
+    assert "\x1b" not in for_people.out
 
 
 def test_keep_leaves_the_service_up_until_it_is_told_to_stop(
