@@ -18,12 +18,21 @@ async def keep_running(
     A broken connection can reach its users as a cancellation nobody asked for (aio-pika); only
     a cancellation that was requested of this very task ends the service.
     """
+    told = ""
     while True:
         try:
             await run()
             logger.warning("%s ended; starting again in %ss", name, pause)
         except Unreachable as fault:
-            logger.warning("%s: %s; trying again in %ss", name, fault, pause)
+            # Said once: a broker may be away for hours, and is asked for every second.
+            logger.log(
+                logging.DEBUG if str(fault) == told else logging.WARNING,
+                "%s: %s; trying again every %ss",
+                name,
+                fault,
+                pause,
+            )
+            told = str(fault)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():

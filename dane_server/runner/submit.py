@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dane_core.errors import BadSpec, DaneError
+from dane_core.errors import BadSpec, DaneError, Unreachable
 from dane_core.folders import source_folders
 from dane_core.spec import JobSpec
 from dane_server.graph import compile_graph
@@ -19,6 +19,7 @@ from dane_server.storage.writer import Writer
 _TASKS_TOGETHER: Final = 5000
 
 _Outcome = Submitted | DaneError
+_Waiting = tuple[NewJob, asyncio.Future[_Outcome]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class Submissions:
         self._arguments = arguments
         self._bell = bell
         self._folders = folders
-        self._waiting: list[tuple[NewJob, asyncio.Future[_Outcome]]] = []
+        self._waiting: list[_Waiting] = []
         self._storing: asyncio.Task[None] | None = None
 
     async def submit(self, spec: JobSpec, *, once: Once | None = None) -> Submitted:
@@ -80,18 +81,28 @@ class Submissions:
         while self._waiting:
             batch = self._next_batch()
             try:
-                stored = await self._writer.store_jobs([new for new, _ in batch])
-            except Exception as fault:  # noqa: BLE001 - each waiting request gets it
-                for _, outcome in batch:
-                    if not outcome.done():
-                        outcome.set_exception(fault)
-                continue
-            await self._bell.ring()
-            for (_, outcome), result in zip(batch, stored, strict=True):
-                if not outcome.done():
-                    outcome.set_result(result)
+                await self._store(batch)
+            except Unreachable as fault:
+                _fail(batch, fault)
+            except Exception:  # noqa: BLE001 - told to the one it concerns
+                for one in batch:
+                    await self._store_alone(one)
 
-    def _next_batch(self) -> list[tuple[NewJob, asyncio.Future[_Outcome]]]:
+    async def _store_alone(self, one: _Waiting) -> None:
+        """Find out which job of a batch the store objects to: the others are no part of it."""
+        try:
+            await self._store([one])
+        except Exception as fault:  # noqa: BLE001 - the one who waits for it gets it
+            _fail([one], fault)
+
+    async def _store(self, batch: Sequence[_Waiting]) -> None:
+        stored = await self._writer.store_jobs([new for new, _ in batch])
+        await self._bell.ring()
+        for (_, outcome), result in zip(batch, stored, strict=True):
+            if not outcome.done():
+                outcome.set_result(result)
+
+    def _next_batch(self) -> list[_Waiting]:
         size, tasks = 0, 0
         for new, _ in self._waiting:
             tasks += len(new.graph.tasks)
@@ -100,3 +111,9 @@ class Submissions:
             size += 1
         batch, self._waiting = self._waiting[:size], self._waiting[size:]
         return batch
+
+
+def _fail(batch: Sequence[_Waiting], fault: Exception) -> None:
+    for _, outcome in batch:
+        if not outcome.done():
+            outcome.set_exception(fault)
