@@ -60,10 +60,11 @@ def submit(
         raise typer.BadParameter("--idempotency-key goes with one specification")
 
     async def submitting(client: "Client") -> bool:
-        ids, refused = await _submit_all(client, raw, once)
+        jobs, refused = await _submit_all(client, raw, once)
         if not watching:
-            await _announce(client, ids, as_json=as_json)
+            _announce(jobs, as_json=as_json)
             return not refused
+        ids = [job["job_id"] for job in jobs]
         return await follow_all(client, ids, as_json=as_json) and not refused
 
     if not talk(server, config, submitting):
@@ -72,28 +73,27 @@ def submit(
 
 async def _submit_all(
     client: "Client", raw: Sequence[bytes], once: str | None
-) -> tuple[list[int], int]:
-    """Ids of the jobs that were accepted, and how many were not."""
+) -> tuple[list[Json], int]:
+    """The jobs that were accepted, of many only their ids; and how many were not."""
     if len(raw) == 1:
-        job = await client.submit(raw[0], idempotency_key=once)
-        return [job["job_id"]], 0
+        return [await client.submit(raw[0], idempotency_key=once)], 0
     outcomes = await client.submit_many(raw)
     refused = [outcome for outcome in outcomes if "job_id" not in outcome]
     for outcome in refused:
         faults = "".join(f"\n  {e['path']}: {e['message']}" for e in outcome.get("errors", ()))
         complain(f"specification {outcome['line']}: {outcome.get('detail', '')}{faults}")
-    return [outcome["job_id"] for outcome in outcomes if "job_id" in outcome], len(refused)
+    accepted = [outcome["job_id"] for outcome in outcomes if "job_id" in outcome]
+    return [{"job_id": job_id} for job_id in accepted], len(refused)
 
 
-async def _announce(client: "Client", ids: Sequence[int], *, as_json: bool) -> None:
+def _announce(jobs: Sequence[Json], *, as_json: bool) -> None:
     from dane_core.cli.render import job_head
 
-    for job_id in ids:
-        job = await client.job(job_id, tasks=False)
-        if as_json:
-            print_lines([job])
-        else:
-            console().print(job_head(job))
+    if as_json:
+        print_lines(jobs)
+        return
+    for job in jobs:
+        console().print(job_head(job) if "counts" in job else f"job {job['job_id']} accepted")
 
 
 async def follow_all(client: "Client", ids: Sequence[int], *, as_json: bool) -> bool:
