@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from dane_core import Worker
+from pydantic import BaseModel
+
+from dane_core import TaskContext, Worker
 from dane_core.exchange.base import Exchange, Fate, Subscription
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.job import JobId, TaskId
@@ -62,6 +64,52 @@ def message(worker: type[Worker], number: int = 1, **changes: Any) -> TaskMessag
     return replace(whole, **changes)
 
 
+class Echo(Worker):
+    """Answers its arguments at once."""
+
+    key = "ECHO"
+
+    class Args(BaseModel):
+        say: str = ""
+
+    async def work(self, task: TaskContext, args: Args) -> dict[str, Any]:
+        return {"said": args.say, "attempt": task.attempt}
+
+
+class Gate(Worker):
+    """Works until the test opens the gate, or the task is cancelled."""
+
+    key = "GATE"
+    entered: ClassVar[asyncio.Queue[int]]
+    gate: ClassVar[asyncio.Event]
+
+    async def work(self, task: TaskContext) -> dict[str, Any]:
+        await self.entered.put(int(task.task_id))
+        task.progress(0.5, "half")
+        ways_out = [asyncio.create_task(self.gate.wait()), asyncio.ensure_future(_heard(task))]
+        try:
+            await asyncio.wait(ways_out, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways_out:
+                way.cancel()
+        return {"cancelled": bool(task.cancelled)}
+
+
+async def _heard(task: TaskContext) -> None:
+    await task.cancelled
+
+
+class Deaf(Gate):
+    """Works until the gate is opened or somebody makes it stop."""
+
+    key = "DEAF"
+
+    async def work(self, task: TaskContext) -> dict[str, Any]:
+        await self.entered.put(int(task.task_id))
+        await self.gate.wait()
+        return {}
+
+
 class Desk:
     """What a server hears from its workers, and tells them."""
 
@@ -110,26 +158,28 @@ class Desk:
 @asynccontextmanager
 async def served(
     *workers: type[Worker],
-    exchange: MemoryExchange | None = None,
+    exchange: Exchange | None = None,
+    seen_from: Exchange | None = None,
     before: Sequence[TaskMessage] = (),
     draining: asyncio.Event | None = None,
     **changes: Any,
 ) -> AsyncIterator[tuple[Desk, "asyncio.Task[None]"]]:
     """A worker process that has said hello, and the desk it talks to.
 
-    Tasks in `before` are in the queues before it is there.
+    The desk may have an exchange of its own, `seen_from`. Tasks in `before` are in the queues
+    before the worker is there.
     """
     exchange = exchange or MemoryExchange()
-    await exchange.declare_queue(RESPONSE_QUEUE)
+    ours = seen_from or exchange
+    serving_as = replace(QUIET, **changes)
+    await ours.declare_queue(serving_as.response_queue)
     for worker in workers if before else ():
-        await exchange.declare_queue(work_queue(worker.key), [f"#.{worker.key}"])
-    async with exchange.consume(RESPONSE_QUEUE, prefetch=100) as reports:
-        desk = Desk(exchange, reports)
+        await ours.declare_queue(work_queue(worker.key), [f"#.{worker.key}"])
+    async with ours.consume(serving_as.response_queue, prefetch=100) as reports:
+        desk = Desk(ours, reports)
         if before:
             await desk.send(*before)
-        serving = asyncio.create_task(
-            serve(workers, exchange, replace(QUIET, **changes), draining=draining)
-        )
+        serving = asyncio.create_task(serve(workers, exchange, serving_as, draining=draining))
         try:
             await first(desk.hear(Hello), serving)
             yield desk, serving

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import httpx
 import pytest
-from pydantic import BaseModel
 
 from dane_core import Done, Failed, Refused, TaskContext, Worker
 from dane_core.errors import BadWorker, QueueMismatch
@@ -33,53 +32,7 @@ from dane_core.worker import counter
 from dane_core.worker.attempt import Pace
 from dane_core.worker.serve import serve
 from tests.core import zoo
-from tests.core.desk import LONG, MOMENT, QUIET, message, served
-
-
-class Echo(Worker):
-    """Answers its arguments at once."""
-
-    key = "ECHO"
-
-    class Args(BaseModel):
-        say: str = ""
-
-    async def work(self, task: TaskContext, args: Args) -> dict[str, Any]:
-        return {"said": args.say, "attempt": task.attempt}
-
-
-class Gate(Worker):
-    """Works until the test opens the gate, or the task is cancelled."""
-
-    key = "GATE"
-    entered: ClassVar[asyncio.Queue[int]]
-    gate: ClassVar[asyncio.Event]
-
-    async def work(self, task: TaskContext) -> dict[str, Any]:
-        await self.entered.put(int(task.task_id))
-        task.progress(0.5, "half")
-        ways_out = [asyncio.create_task(self.gate.wait()), asyncio.ensure_future(_heard(task))]
-        try:
-            await asyncio.wait(ways_out, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways_out:
-                way.cancel()
-        return {"cancelled": bool(task.cancelled)}
-
-
-async def _heard(task: TaskContext) -> None:
-    await task.cancelled
-
-
-class Deaf(Gate):
-    """Works until the gate is opened or somebody makes it stop."""
-
-    key = "DEAF"
-
-    async def work(self, task: TaskContext) -> dict[str, Any]:
-        await self.entered.put(int(task.task_id))
-        await self.gate.wait()
-        return {}
+from tests.core.desk import LONG, MOMENT, QUIET, Deaf, Echo, Gate, message, served
 
 
 class Says(Worker):
