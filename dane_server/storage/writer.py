@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from dane_server.storage.engine import Store
 from dane_server.storage.functions import later
 from dane_server.storage.release import chunks, release
 from dane_server.storage.tally import Tally
-from dane_server.storage.view import Claim, NewJob, Recorded, Submitted
+from dane_server.storage.view import Claim, NewJob, Once, Recorded, Submitted
 
 #: The most that goes into one statement, well under the server's packet limit of 16 MiB.
 _STATEMENT_BYTES: Final = 4 * 1024 * 1024
@@ -41,9 +42,11 @@ class Writer:
         """
 
         async def unit(connection: AsyncConnection) -> list[Submitted | DaneError]:
-            outcomes = await _replayed(connection, new_jobs)
-            outcomes |= await _in_conflict(connection, _without(new_jobs, outcomes))
-            fresh = _without(new_jobs, outcomes)
+            echoes = _echoes(new_jobs)
+            placed = [(place, new) for place, new in enumerate(new_jobs) if place not in echoes]
+            outcomes = await _replayed(connection, placed)
+            outcomes |= await _in_conflict(connection, _without(placed, outcomes))
+            fresh = _without(placed, outcomes)
             for (place, new), job_id in zip(
                 fresh, await _add_jobs(connection, [new for _, new in fresh]), strict=True
             ):
@@ -52,11 +55,12 @@ class Writer:
                     await connection.execute(sql.settle_request_key(new.once.key, job_id))
             refused = [
                 new.once.key
-                for place, new in enumerate(new_jobs)
+                for place, new in placed
                 if new.once and isinstance(outcomes[place], SourceConflict)
             ]
             if refused:
                 await connection.execute(sql.drop_request_keys(refused))
+            outcomes |= {place: _echo(outcomes[first]) for place, first in echoes.items()}
             return [outcomes[place] for place in range(len(new_jobs))]
 
         return await self._store.write(unit)
@@ -200,7 +204,7 @@ class Writer:
                 )
                 if seen.rowcount == 0:
                     await connection.execute(sql.add_worker().values(**_worker_row(hello)))
-                if hello.fresh:
+                if hello.fresh or seen.rowcount == 0:
                     await _note_offers(connection, hello.offers)
             return frozenset(await connection.scalars(sql.paused_keys()))
 
@@ -285,13 +289,24 @@ _Outcomes = dict[int, Submitted | DaneError]
 _Placed = list[tuple[int, NewJob]]
 
 
-def _without(new_jobs: Sequence[NewJob], outcomes: _Outcomes) -> _Placed:
-    return [(place, new) for place, new in enumerate(new_jobs) if place not in outcomes]
-
-
-async def _replayed(connection: AsyncConnection, new_jobs: Sequence[NewJob]) -> _Outcomes:
-    """Take the request keys; for one that is taken, its job, or that it was another request."""
+def _echoes(new_jobs: Sequence[NewJob]) -> dict[int, int]:
+    """Requests that another one of the same batch makes already, and which one that is."""
+    first: dict[Once, int] = {}
     keyed = [(place, new.once) for place, new in enumerate(new_jobs) if new.once]
+    return {place: first[once] for place, once in keyed if first.setdefault(once, place) != place}
+
+
+def _echo(outcome: Submitted | DaneError) -> Submitted | DaneError:
+    return replace(outcome, replayed=True) if isinstance(outcome, Submitted) else outcome
+
+
+def _without(placed: _Placed, outcomes: _Outcomes) -> _Placed:
+    return [(place, new) for place, new in placed if place not in outcomes]
+
+
+async def _replayed(connection: AsyncConnection, placed: _Placed) -> _Outcomes:
+    """Take the request keys; for one that is taken, its job, or that it was another request."""
+    keyed = [(place, new.once) for place, new in placed if new.once]
     outcomes: _Outcomes = {}
     for place, wanted in keyed:
         added = await connection.execute(
