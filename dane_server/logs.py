@@ -19,7 +19,7 @@ _ESCAPES: Final = {
     code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)
 }
 #: Chatty at INFO, about nothing an operator asked for.
-_QUIET: Final = ("aio_pika", "aiormq", "httpx", "httpcore", "alembic.runtime")
+_QUIET: Final = ("aio_pika", "aiormq", "httpx", "httpcore", "alembic.runtime", "uvicorn")
 
 
 class JsonLines(logging.Formatter):
