@@ -38,18 +38,21 @@ class JobStatus(StrEnum):
 
 
 #: What may follow what, by the ordinary course of things and by an operator's act.
-#: Anything unsettled may be cancelled; anything but blocked may be reset or retried by force.
+#: Anything unsettled may be cancelled; anything but blocked may be reset. What is begun anew,
+#: by a retry or a reset, is blocked again while a predecessor of it is not done.
 NEXT: Final[Mapping[TaskState, frozenset[TaskState]]] = {
     TaskState.BLOCKED: frozenset({TaskState.READY, TaskState.CANCELLED, TaskState.SKIPPED}),
-    TaskState.HELD: frozenset({TaskState.READY, TaskState.CANCELLED}),
+    TaskState.HELD: frozenset({TaskState.READY, TaskState.BLOCKED, TaskState.CANCELLED}),
     TaskState.READY: frozenset(
         {
             TaskState.DISPATCHING,
+            TaskState.RUNNING,
             TaskState.SUCCEEDED,
             TaskState.FAILED,
             TaskState.BACKOFF,
             TaskState.CANCELLED,
             TaskState.HELD,
+            TaskState.BLOCKED,
         }
     ),
     TaskState.DISPATCHING: frozenset(
@@ -63,6 +66,7 @@ NEXT: Final[Mapping[TaskState, frozenset[TaskState]]] = {
             TaskState.BACKOFF,
             TaskState.CANCELLED,
             TaskState.HELD,
+            TaskState.BLOCKED,
         }
     ),
     TaskState.QUEUED: frozenset(
@@ -74,6 +78,7 @@ NEXT: Final[Mapping[TaskState, frozenset[TaskState]]] = {
             TaskState.BACKOFF,
             TaskState.CANCELLED,
             TaskState.HELD,
+            TaskState.BLOCKED,
         }
     ),
     TaskState.RUNNING: frozenset(
@@ -84,23 +89,28 @@ NEXT: Final[Mapping[TaskState, frozenset[TaskState]]] = {
             TaskState.BACKOFF,
             TaskState.CANCELLED,
             TaskState.HELD,
+            TaskState.BLOCKED,
         }
     ),
     TaskState.UNROUTABLE: frozenset(
         {
             TaskState.READY,
+            TaskState.RUNNING,
             TaskState.SUCCEEDED,
             TaskState.FAILED,
             TaskState.BACKOFF,
             TaskState.CANCELLED,
             TaskState.HELD,
+            TaskState.BLOCKED,
         }
     ),
-    TaskState.BACKOFF: frozenset({TaskState.READY, TaskState.CANCELLED, TaskState.HELD}),
-    TaskState.SUCCEEDED: frozenset({TaskState.READY, TaskState.HELD}),
-    TaskState.FAILED: frozenset({TaskState.READY, TaskState.HELD}),
+    TaskState.BACKOFF: frozenset(
+        {TaskState.READY, TaskState.BLOCKED, TaskState.CANCELLED, TaskState.HELD}
+    ),
+    TaskState.SUCCEEDED: frozenset({TaskState.READY, TaskState.BLOCKED, TaskState.HELD}),
+    TaskState.FAILED: frozenset({TaskState.READY, TaskState.BLOCKED, TaskState.HELD}),
     TaskState.CANCELLED: frozenset({TaskState.READY, TaskState.BLOCKED, TaskState.HELD}),
-    TaskState.SKIPPED: frozenset({TaskState.READY, TaskState.HELD}),
+    TaskState.SKIPPED: frozenset({TaskState.READY, TaskState.BLOCKED, TaskState.HELD}),
 }
 
 #: A result of the current attempt is taken in these states. READY and UNROUTABLE are
@@ -187,3 +197,8 @@ def follows(old: TaskState, new: TaskState) -> bool:
 def outcome_state(number: int) -> TaskState:
     """What a worker's answer `number` makes of its task; unknown numbers fail it."""
     return ANSWERS.get(number, TaskState.FAILED)
+
+
+def outcome_number(number: int) -> int:
+    """The number that is kept of a worker's answer; one that nobody knows is a failure."""
+    return number if number in ANSWERS else 500

@@ -14,7 +14,7 @@ from dane_core.errors import DaneError, KeyReused, SourceConflict
 from dane_core.job import JobId, Retry, TaskId
 from dane_core.message import Answer, Ask, Hello, Offer, Progress, Released, Started
 from dane_core.routing import MAX_PRIORITY, MEDIA_TYPE
-from dane_core.states import IN_FLIGHT, SENT, TaskState, outcome_state
+from dane_core.states import IN_FLIGHT, SENT, TaskState, outcome_number, outcome_state
 from dane_server.storage import statements as sql
 from dane_server.storage.engine import Store
 from dane_server.storage.functions import later
@@ -514,6 +514,7 @@ class _Settled:
         self.row = row
         self.answer = answer
         self.retry = Retry(**orjson.loads(row.retry)) if row.retry else Retry()
+        self.number = outcome_number(answer.state)
         self.state = outcome_state(answer.state)
         if self.state is TaskState.BACKOFF and row.tries >= self.retry.limit:
             self.state = TaskState.FAILED
@@ -547,7 +548,7 @@ async def _settle(connection: AsyncConnection, settled: list[_Settled], tally: T
 async def _settle_tasks(connection: AsyncConnection, settled: list[_Settled], tally: Tally) -> None:
     groups: defaultdict[tuple[TaskState, int, bool], list[_Settled]] = defaultdict(list)
     for one in settled:
-        groups[one.state, one.answer.state, one.lets_go].append(one)
+        groups[one.state, one.number, one.lets_go].append(one)
         tally.move(
             one.row.job_id,
             TaskState(one.row.state),
@@ -577,7 +578,7 @@ def _back_off(one: _Settled) -> sa.Update:
         [one.row.id],
         TaskState.BACKOFF,
         {
-            "outcome": one.answer.state,
+            "outcome": one.number,
             "message": one.answer.message,
             "attempt": one.row.attempt + 1,
             "tries": one.row.tries + 1,
@@ -594,7 +595,7 @@ def _attempt_row(one: _Settled) -> dict[str, Any]:
         "task_id": one.row.id,
         "number": one.row.attempt,
         "worker": one.answer.worker or one.row.worker,
-        "outcome": one.answer.state,
+        "outcome": one.number,
         "message": one.answer.message,
         "queued_at": one.row.queued_at,
         "started_at": one.started_at,

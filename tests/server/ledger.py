@@ -72,7 +72,7 @@ def ticket_of(found: Task) -> Ticket:
 
 def answer(to: Claim | Ticket, state: int = 200, **members: Any) -> Answer:
     held = to if isinstance(to, Ticket) else ticket(to)
-    said = {"message": "Success" if state == 200 else "it said so", "response": {}}
+    said: dict[str, Any] = {"message": "Success" if state == 200 else "it said so", "response": {}}
     return Answer(ticket=held, state=state, **{**said, **members})
 
 
