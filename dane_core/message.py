@@ -6,14 +6,14 @@ and friends turn an envelope back, or raise `BadMessage`. Bodies are JSON object
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import orjson
 
 from dane_core.errors import BadMessage
 from dane_core.job import JobId, TaskId
-from dane_core.routing import routing_key
+from dane_core.routing import TASK_KEY, routing_key
 
 T = TypeVar("T")
 
@@ -23,6 +23,15 @@ VERSION: Final = 1
 INLINE_LIMIT: Final = 256 * 1024
 #: Messages of people and exceptions are cut at this many characters.
 TEXT_LIMIT: Final = 8 * 1024
+#: Ids of workers and names of hosts and queues are at most this long, in characters.
+NAME_LIMIT: Final = 200
+
+_MOST_ID: Final = 2**63 - 1
+_MOST: Final = 2**31 - 1
+_MOST_SECONDS: Final = 1e9
+#: orjson writes no JSON nested deeper than this; responses must leave room around them.
+_JSON_DEPTH: Final = 254
+_DEPTH: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -394,22 +403,27 @@ def open_report(envelope: Envelope) -> Report:
 
 
 def _answer(envelope: Envelope, body: dict[str, Any]) -> Answer:
-    return Answer(
+    answer = Answer(
         ticket=_ticket(envelope),
         state=_get(body, "state", int),
         message=_get(body, "message", str)[:TEXT_LIMIT],
         response=_get(body, "response", dict),
-        worker=_maybe(body, "worker", str),
-        runtime=_number(body, "runtime"),
+        worker=_maybe_name(body, "worker"),
+        runtime=_seconds(body, "runtime"),
         started_at=_maybe(body, "started_at", str),
     )
+    if _nests_too_deep(envelope, answer.response):
+        # Not a BadMessage: nobody else will answer this task.
+        fault = f"the response was nested deeper than {_DEPTH} levels"
+        return replace(answer, state=500, message=fault, response={})
+    return answer
 
 
 def _started(envelope: Envelope, body: dict[str, Any]) -> Started:
     return Started(
         ticket=_ticket(envelope),
-        worker=_get(body, "worker", str),
-        runtime=_number(body, "runtime") or 0.0,
+        worker=_name(body, "worker"),
+        runtime=_seconds(body, "runtime") or 0.0,
     )
 
 
@@ -427,8 +441,8 @@ def _progress(envelope: Envelope, body: dict[str, Any]) -> Progress:
 def _released(envelope: Envelope, body: dict[str, Any]) -> Released:
     return Released(
         ticket=_ticket(envelope),
-        worker=_get(body, "worker", str),
-        delay=min(max(_number(body, "delay") or 0.0, 0.0), 86_400.0),
+        worker=_name(body, "worker"),
+        delay=min(_seconds(body, "delay") or 0.0, 86_400.0),
         reason=_get(body, "reason", str)[:TEXT_LIMIT],
     )
 
@@ -436,18 +450,19 @@ def _released(envelope: Envelope, body: dict[str, Any]) -> Released:
 def _ask(envelope: Envelope, body: dict[str, Any]) -> Ask:
     if envelope.reply_to is None:
         raise BadMessage("an ask without reply_to")
-    return Ask(
-        ticket=_ticket(envelope), worker=_get(body, "worker", str), reply_to=envelope.reply_to
-    )
+    return Ask(ticket=_ticket(envelope), worker=_name(body, "worker"), reply_to=envelope.reply_to)
 
 
 def _hello(envelope: Envelope, body: dict[str, Any]) -> Hello:
+    inbox = envelope.reply_to or ""
+    if not inbox.isascii() or len(inbox) > 255:
+        raise BadMessage("a hello whose reply_to is not the name of a queue")
     return Hello(
-        worker=_get(body, "worker", str),
-        host=_get(body, "host", str),
-        pid=_get(body, "pid", int),
-        slots=_get(body, "slots", int),
-        inbox=envelope.reply_to or "",
+        worker=_name(body, "worker"),
+        host=_name(body, "host"),
+        pid=_count(body, "pid"),
+        slots=_count(body, "slots"),
+        inbox=inbox,
         offers=tuple(_offer(offer) for offer in _get(body, "offers", list)),
         running=tuple(_running(ticket) for ticket in _get(body, "running", list)),
         fresh=_get(body, "fresh", bool),
@@ -459,21 +474,24 @@ def _offer(item: object) -> Offer:
     types = _get(body, "types", list)
     if not all(isinstance(media_type, str) for media_type in types):
         raise BadMessage("offers.types: expected strings")
+    key = _get(body, "key", str)
+    if not TASK_KEY.fullmatch(key):
+        raise BadMessage(f"offers.key: {key[:100]!r} is not a task key")
     return Offer(
-        key=_get(body, "key", str),
+        key=key,
         types=tuple(types),
-        description=_get(body, "description", str),
+        description=_get(body, "description", str)[:TEXT_LIMIT],
         args_schema=_maybe(body, "args_schema", dict),
-        version=_get(body, "version", str),
+        version=_get(body, "version", str)[:NAME_LIMIT],
     )
 
 
 def _running(item: object) -> Ticket:
     body = _object(item, "running")
     return Ticket(
-        task_id=TaskId(_get(body, "task_id", int)),
-        attempt=_get(body, "attempt", int),
-        dispatch=_get(body, "dispatch", int),
+        task_id=TaskId(_count(body, "task_id", _MOST_ID)),
+        attempt=_count(body, "attempt"),
+        dispatch=_count(body, "dispatch"),
         token=_get(body, "token", str),
     )
 
@@ -485,7 +503,7 @@ _READERS: Final[Mapping[str, Callable[[Envelope, dict[str, Any]], Report]]] = {
     "released": _released,
     "ask": _ask,
     "hello": _hello,
-    "goodbye": lambda _, body: Goodbye(worker=_get(body, "worker", str)),
+    "goodbye": lambda _, body: Goodbye(worker=_name(body, "worker")),
     "nudge": lambda *_: Nudge(),
 }
 
@@ -519,11 +537,13 @@ def _ticket(envelope: Envelope) -> Ticket:
     try:
         task_id = int(envelope.correlation_id or "")
     except ValueError:
-        raise BadMessage(f"correlation_id {envelope.correlation_id!r} is not a task id") from None
+        task_id = 0
+    if not 0 < task_id <= _MOST_ID:
+        raise BadMessage(f"correlation_id {envelope.correlation_id!r} is not a task id")
     return Ticket(
         task_id=TaskId(task_id),
-        attempt=_get(headers, "attempt", int),
-        dispatch=_get(headers, "dispatch", int),
+        attempt=_count(headers, "attempt"),
+        dispatch=_count(headers, "dispatch"),
         token=_get(headers, "token", str),
     )
 
@@ -543,6 +563,39 @@ def _get(body: Mapping[str, Any], name: str, kind: type[T]) -> T:
 
 def _maybe(body: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
     return None if body.get(name) is None else _get(body, name, kind)
+
+
+def _count(body: Mapping[str, Any], name: str, most: int = _MOST) -> int:
+    value = _get(body, name, int)
+    if not 0 <= value <= most:
+        raise BadMessage(f"{name}: expected a number from 0 to {most}")
+    return value
+
+
+def _name(body: Mapping[str, Any], name: str) -> str:
+    return _get(body, name, str)[:NAME_LIMIT]
+
+
+def _maybe_name(body: Mapping[str, Any], name: str) -> str | None:
+    return None if body.get(name) is None else _name(body, name)
+
+
+def _seconds(body: Mapping[str, Any], name: str) -> float | None:
+    value = _number(body, name)
+    return None if value is None else min(max(value, 0.0), _MOST_SECONDS)
+
+
+def _nests_too_deep(envelope: Envelope, response: dict[str, Any]) -> bool:
+    if envelope.body.count(b"{") + envelope.body.count(b"[") <= _DEPTH:
+        return False
+    wrapped: Any = response
+    for _ in range(_JSON_DEPTH - _DEPTH):
+        wrapped = [wrapped]
+    try:
+        orjson.dumps(wrapped)
+    except TypeError:
+        return True
+    return False
 
 
 def _number(body: Mapping[str, Any], name: str) -> float | None:
