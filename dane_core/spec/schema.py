@@ -30,7 +30,7 @@ _GRAPH_EXAMPLE: Final[Mapping[str, Any]] = {
         "taskGraph": {
             "info": "MEDIAINFO",
             "picture": {
-                "task": {"Task": {"task_key": "THUMBNAIL", "args": {"width": 320}}},
+                "task": {"Task": {"task_key": "THUMBNAIL", "args": {"size": 320}}},
                 "after": ["info"],
             },
             "sum": {"task": "CHECKSUM", "after": ["info"]},
