@@ -1,3 +1,5 @@
+"""The folders of a source: where DANE 0.1 had them, and nowhere a path could lead astray."""
+
 import re
 import string
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""What `work` may return or raise, and what that makes of its task."""
+
 import asyncio
 import math
 from dataclasses import dataclass

@@ -1,3 +1,5 @@
+"""What a worker class says of itself, and what is found wrong with one before it serves."""
+
 import subprocess
 import sys
 from pathlib import Path

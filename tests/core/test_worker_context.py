@@ -1,3 +1,5 @@
+"""What `work` is told of its task, and the source as a file."""
+
 import asyncio
 import json
 import logging

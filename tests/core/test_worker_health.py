@@ -1,3 +1,5 @@
+"""The page on which orchestrators look whether a worker process is well."""
+
 import asyncio
 from collections.abc import AsyncIterator
 
