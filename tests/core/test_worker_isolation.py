@@ -227,27 +227,64 @@ import asyncio, sys
 from tests.core import zoo, test_worker_isolation as here
 from dane_core.worker.isolation import place_for
 
-async def main():
-    async with place_for(zoo.Stubborn, 1) as place, place.seat() as run:
-        show = lambda fraction, message: print(message, flush=True)
-        await run(here.task_of(zoo.Stubborn, args={"how": "ignoring everything"}, on_progress=show))
+async def main(name, trace):
+    worker = getattr(zoo, name)
+    args = {"how": "ignoring everything", "trace": trace}
+    show = lambda fraction, message: print(message, flush=True)
+    async with place_for(worker, 1) as place, place.seat() as run:
+        await run(here.task_of(worker, args=args, on_progress=show))
 
-asyncio.run(main())
+asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def test_children_die_with_their_parent() -> None:
-    """kill -9 of a worker must not leave processes that hold a GPU."""
+@asynccontextmanager
+async def parent_of(worker: type[Worker], trace: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process with a child that works."""
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE, cwd=Path.cwd()
+        *(sys.executable, "-c", PARENT, worker.__name__, str(trace)),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path.cwd(),
     )
-    assert parent.stdout is not None
-    child = int(await parent.stdout.readline())
+    yield parent
+    if parent.returncode is None:
+        parent.kill()
+    await parent.communicate()
 
-    parent.kill()
-    await parent.wait()
 
-    await gone(child)
+async def test_children_die_with_their_parent(tmp_path: Path) -> None:
+    """kill -9 of a worker must not leave processes that hold a GPU."""
+    async with parent_of(zoo.Stubborn, tmp_path / "trace") as parent:
+        assert parent.stdout is not None
+        child = int(await parent.stdout.readline())
+
+        parent.kill()
+
+        await gone(child)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+async def test_even_a_child_that_holds_the_interpreter_dies_with_its_parent(tmp_path: Path) -> None:
+    """A C library may never let the thread run that would notice."""
+    trace = tmp_path / "trace"
+    async with parent_of(zoo.HoldsTheInterpreter, trace) as parent:
+        child = await written(trace)
+
+        parent.kill()
+
+        await gone(child)
+
+
+async def written(trace: Path) -> int:
+    """Wait for the process id in a file."""
+    async with asyncio.timeout(10):
+        while not (pid := read(trace)):  # noqa: ASYNC110  a file has no event
+            await asyncio.sleep(0.01)
+        return int(pid)
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from dane_core import Done, Failed, Refused, TaskContext, Worker
 from dane_core.errors import BadWorker, QueueMismatch
-from dane_core.exchange.base import Fate
+from dane_core.exchange.base import Depth, Fate
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.message import (
     Answer,
@@ -177,7 +177,7 @@ async def test_a_short_task_says_nothing_but_its_answer() -> None:
 async def test_no_more_run_than_there_are_slots_and_the_rest_stays_in_the_queue() -> None:
     """Nine workers must not be idle while one holds ten tasks."""
     async with served(Gate, slots=2) as (desk, _):
-        await desk.send(*(message(Gate, number) for number in range(5)))
+        await desk.send(*(message(Gate, number) for number in range(1, 6)))
         await Gate.entered.get()
         await Gate.entered.get()
 
@@ -211,7 +211,9 @@ async def test_a_task_that_finds_no_slot_goes_back_for_others(
         async with desk.exchange.consume(work_queue("ECHO"), prefetch=1) as elsewhere:
             async with asyncio.timeout(10):
                 (delivery,) = await elsewhere.take(1)
+            depth = await desk.exchange.depth(work_queue("ECHO"))
             await elsewhere.nack(delivery)
+        assert depth == Depth(waiting=0, consumers=1)  # the worker takes no more for now
         Gate.gate.set()
 
         assert (await desk.hear(Answer)).ticket.task_id == 1

@@ -76,6 +76,16 @@ class Stubborn(Worker):
                 Path(task.args["trace"]).write_text("unwound")
 
 
+class HoldsTheInterpreter(Worker):
+    """Writes its process id to a file, then lets no other thread of its process run."""
+
+    key = "HOLDS"
+
+    def work(self, task: TaskContext) -> None:
+        Path(task.args["trace"]).write_text(str(os.getpid()))
+        ctypes.PyDLL(None).sleep(600)
+
+
 class Chatty(Worker):
     """Logs, prints and says how far it is."""
 
