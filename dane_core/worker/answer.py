@@ -16,6 +16,8 @@ from dane_core.worker.worker import Worker, strictness
 
 #: The largest response, in bytes of JSON.
 RESPONSE_LIMIT: Final = 4 * 1024 * 1024
+_LONGEST_DELAY: Final = 86_400.0  # seconds
+_FAILURES: Final = [number for number in ANSWERS if ANSWERS[number] is not TaskState.SUCCEEDED]
 
 
 def read_args(worker: type[Worker], args: Mapping[str, Any]) -> tuple[BaseModel] | tuple[()]:
@@ -43,7 +45,7 @@ def outcome_of(value: object, worker: type[Worker]) -> Outcome:
             case Failed() as failed:
                 return _checked_failure(failed)
             case Refused() as refused:
-                return Refused(max(float(refused.delay), 0.0), clean_text(refused.message))
+                return Refused(_delay(refused.delay), clean_text(refused.message))
     except _BadAnswer as fault:
         return Failed(clean_text(str(fault)))
 
@@ -103,9 +105,15 @@ def _parsed(text: str | bytes) -> dict[str, Any]:
     return value
 
 
+def _delay(seconds: object) -> float:
+    if isinstance(seconds, int | float) and seconds == seconds:  # noqa: PLR0124  NaN is not
+        return float(min(max(seconds, 0.0), _LONGEST_DELAY))
+    return Refused().delay
+
+
 def _checked_failure(failed: Failed) -> Failed:
     message, state = str(failed.message), failed.state
-    if ANSWERS.get(state, TaskState.SUCCEEDED) is TaskState.SUCCEEDED:
+    if state not in _FAILURES:
         message, state = f"{message} (with state {state}, which is no failure's)", 500
     try:
         response = _limited(_json(failed.response))

@@ -100,8 +100,8 @@ def test_the_answers_of_dane_0_1_are_understood(value: object, outcome: Outcome)
     assert repr(outcome_of(value, Plain)) == repr(outcome)
 
 
-@pytest.mark.parametrize("state", [200, 201, 102, 418, -1, 0])
-def test_a_failure_with_a_number_that_is_none_fails_with_500(state: int) -> None:
+@pytest.mark.parametrize("state", [200, 201, 102, 418, -1, 0, "404", None, [404]])
+def test_a_failure_with_a_number_that_is_none_fails_with_500(state: Any) -> None:
     failure = failed(Failed("odd", state))
 
     assert failure.state == 500
@@ -168,11 +168,15 @@ def test_an_answer_is_checked_against_the_result_model_and_completed_by_it() -> 
     assert "Result: size" in failed(None, Sized).message
 
 
-def test_a_refusal_waits_no_negative_time() -> None:
-    outcome = outcome_of(Refused(-5, "hot"), Plain)
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [(5, 5.0), (-5, 0.0), (math.inf, 86_400.0), (math.nan, 1.0), ("soon", 1.0), (None, 1.0)],
+)
+def test_a_refusal_waits_a_time_that_can_be_told(said: Any, meant: float) -> None:
+    outcome = outcome_of(Refused(said, "hot"), Plain)
 
     assert isinstance(outcome, Refused)
-    assert (outcome.delay, outcome.message) == (0.0, "hot")
+    assert (outcome.delay, outcome.message) == (meant, "hot")
 
 
 def test_arguments_become_the_model_as_json_would() -> None:
