@@ -585,7 +585,7 @@ def _seconds(body: Mapping[str, Any], name: str) -> float | None:
     return None if value is None else min(max(value, 0.0), _MOST_SECONDS)
 
 
-def _nests_too_deep(envelope: Envelope, response: dict[str, Any]) -> bool:
+def _nests_too_deep(envelope: Envelope, response: Mapping[str, Any]) -> bool:
     if envelope.body.count(b"{") + envelope.body.count(b"[") <= _DEPTH:
         return False
     wrapped: Any = response

@@ -5,6 +5,8 @@ a flag on the job makes sure that the walk is finished by the sweeper if it was 
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from itertools import product
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -12,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.errors import IllegalMove, NotFound
 from dane_core.job import JobId, TaskId
+from dane_core.routing import MAX_PRIORITY
 from dane_core.states import SENT, JobStatus, TaskState
 from dane_server.storage import statements as sql
 from dane_server.storage.engine import Store
@@ -19,17 +22,16 @@ from dane_server.storage.release import reopen_after, reopen_before
 from dane_server.storage.tally import Tally
 
 _SOME: Final = 500
-_RETRIABLE: Final = frozenset(
-    {
-        TaskState.FAILED,
-        TaskState.CANCELLED,
-        TaskState.HELD,
-        TaskState.SKIPPED,
-        TaskState.BACKOFF,
-        TaskState.UNROUTABLE,
-    }
+_RETRIABLE: Final = (
+    TaskState.BACKOFF,
+    TaskState.UNROUTABLE,
+    TaskState.HELD,
+    TaskState.SKIPPED,
+    TaskState.CANCELLED,
+    TaskState.FAILED,
 )
-_UNSETTLED: Final = frozenset(map(TaskState, sql.UNSETTLED))
+_UNSETTLED: Final = tuple(map(TaskState, sql.UNSETTLED))
+_SENT: Final = (TaskState.DISPATCHING, TaskState.QUEUED)
 _OVER: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 #: An attempt is on its way, or may be; taking the task away from it ends it.
 _AT_WORK: Final = SENT | {TaskState.RUNNING}
@@ -113,7 +115,8 @@ class Acts:
 
     async def finish_cancelling(self, job_id: JobId) -> None:
         """Cancel the tasks of a job that is flagged, some at a time."""
-        await self._walk_job(job_id, _UNSETTLED, _cancel)
+        while await self._walk_job(job_id, _UNSETTLED, _cancel):
+            pass  # once more: one may have moved to a state that was passed already
         await self._flag(job_id, cancelling=False)
 
     async def pause_job(self, job_id: JobId) -> None:
@@ -133,7 +136,7 @@ class Acts:
 
     async def finish_pausing(self, job_id: JobId) -> None:
         """Take back what lies in queues for a paused job."""
-        await self._walk_job(job_id, SENT, _recall)
+        await self._walk_job(job_id, _SENT, _recall)
 
     async def resume_job(self, job_id: JobId) -> None:
         """Let a paused job go on; one that is not paused just goes on. Raises: NotFound."""
@@ -193,17 +196,15 @@ class Acts:
         await self._recall_key(key)
 
     async def _recall_key(self, key: str) -> None:
-        await self._walk(lambda after: sql.tasks_of_key(key, SENT, None, after, _SOME), _recall)
+        await self._walk_key(key, _SENT, _recall)
 
     async def resume_key(self, key: str) -> None:
         await self._set_key(key, paused=False)
 
     async def retry_key(self, key: str, number: int) -> int:
         """Run again the tasks of a key that failed with a number; returns how many."""
-        states = [TaskState.FAILED, TaskState.CANCELLED]
-        return await self._walk(
-            lambda after: sql.tasks_of_key(key, states, number, after, _SOME), _again
-        )
+        states = (TaskState.CANCELLED, TaskState.FAILED)
+        return await self._walk_key(key, states, _again, outcome=number)
 
     async def _set_key(self, key: str, *, paused: bool) -> None:
         async def unit(connection: AsyncConnection) -> None:
@@ -214,22 +215,32 @@ class Acts:
 
     # --- walking ------------------------------------------------------------------------
 
-    async def _walk_job(self, job_id: JobId, states: Iterable[TaskState], act: _Act) -> None:
-        """Do an act to the tasks of a job that are in some states."""
-        wanted = list(states)
-        await self._walk(lambda after: sql.tasks_of_job(job_id, wanted, after, _SOME), act)
+    async def _walk_job(self, job_id: JobId, states: Iterable[TaskState], act: _Act) -> int:
+        """Do an act to the tasks of a job that are in some states; returns how many."""
+        walked = 0
+        for state in states:
+            walked += await self._walk(partial(sql.tasks_of_job, job_id, state), act)
+        return walked
 
-    async def _walk(self, some_after: Callable[[int], sa.Select[Any]], act: _Act) -> int:
-        """Do an act to tasks, some at a time in the order of their ids; returns how many.
+    async def _walk_key(
+        self, key: str, states: Iterable[TaskState], act: _Act, *, outcome: int | None = None
+    ) -> int:
+        walked = 0
+        for state, rank in product(states, range(MAX_PRIORITY + 1)):
+            some = partial(sql.tasks_of_key, key, state, rank, outcome)
+            walked += await self._walk(some, act)
+        return walked
 
-        Each is met once, even if it is soon again as it was before: a task that is retried can
-        fail faster than a walk takes.
+    async def _walk(self, some_after: Callable[[int, int], sa.Select[Any]], act: _Act) -> int:
+        """Do an act to tasks, some at a time from the first to the last; returns how many.
+
+        Never back to the first: what is retried can fail again faster than the walk takes.
         """
-        walked, last = 0, 0
+        walked, place = 0, -1
 
         async def unit(connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
             rows: Sequence[sa.Row[Any]]
-            rows = (await connection.execute(some_after(last))).all()
+            rows = (await connection.execute(some_after(place, _SOME))).all()
             if rows:
                 tally = Tally()
                 await act(connection, rows, tally)
@@ -237,7 +248,7 @@ class Acts:
             return rows
 
         while rows := await self._store.write(unit):
-            walked, last = walked + len(rows), rows[-1].id
+            walked, place = walked + len(rows), rows[-1].place
         return walked
 
     async def _flag(self, job_id: JobId, **flags: bool) -> None:

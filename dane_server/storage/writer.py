@@ -1,7 +1,7 @@
 """Everything that changes the store in the ordinary course: each method is one transaction."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
@@ -129,9 +129,12 @@ class Writer:
                 for some in chunks(sorted({a.ticket.task_id for a in answers}), _ROWS)
                 for row in await connection.execute(sql.answered(some))
             }
-            living = set(
-                await connection.scalars(sql.living_jobs({r.job_id for r in rows.values()}))
-            )
+            living = {
+                job.id: job.started_at
+                for job in await connection.execute(
+                    sql.living_jobs({row.job_id for row in rows.values()})
+                )
+            }
             valid: dict[int, _Settled] = {}
             late: list[Answer] = []
             for answer in answers:
@@ -142,6 +145,10 @@ class Writer:
                     valid[row.id] = _Settled(row, answer)
             tally = Tally()
             ready = await _settle(connection, list(valid.values()), tally) if valid else []
+            # Whoever sent them may have died before it could write down that it did.
+            jobs = {one.row.job_id for one in valid.values() if not living[one.row.job_id]}
+            if jobs:
+                await connection.execute(sql.start_jobs(sorted(jobs)))
             claims = await _claim_along(connection, ready[:_ROWS], window, lease)
             await tally.write(connection)
             return Recorded(
@@ -494,7 +501,7 @@ def _tickets(claims: Sequence[Claim]) -> list[tuple[int, int]]:
 # --- recording ------------------------------------------------------------------------------
 
 
-def _is_current(row: sa.Row[Any], answer: Answer, living: set[int]) -> bool:
+def _is_current(row: sa.Row[Any], answer: Answer, living: Container[int]) -> bool:
     return (
         row.attempt == answer.ticket.attempt
         and TaskState(row.state) in IN_FLIGHT

@@ -204,7 +204,13 @@ def changed(report: Any, **members: Any) -> Envelope:
 
 
 def offer(**members: Any) -> dict[str, Any]:
-    body = {"key": "A", "types": [], "description": "", "args_schema": None, "version": ""}
+    body: dict[str, Any] = {
+        "key": "A",
+        "types": [],
+        "description": "",
+        "args_schema": None,
+        "version": "",
+    }
     return body | members
 
 

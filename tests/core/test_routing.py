@@ -59,13 +59,12 @@ patterns = st.lists(st.sampled_from(["a", "b", "*", "#"]), min_size=1, max_size=
 
 
 def _lets_through(pattern: list[str], key: list[str]) -> bool:
-    match pattern:
-        case []:
-            return not key
-        case ["#", *rest]:
-            return any(_lets_through(rest, key[skipped:]) for skipped in range(len(key) + 1))
-        case [word, *rest]:
-            return bool(key) and word in ("*", key[0]) and _lets_through(rest, key[1:])
+    if not pattern:
+        return not key
+    word, *rest = pattern
+    if word == "#":
+        return any(_lets_through(rest, key[skipped:]) for skipped in range(len(key) + 1))
+    return bool(key) and word in ("*", key[0]) and _lets_through(rest, key[1:])
 
 
 @given(pattern=patterns, key=words)
