@@ -35,6 +35,7 @@ from tests.services.proxy import Proxy, proxy_to
 pytestmark = pytest.mark.services
 
 SOON = timedelta(seconds=0.5)
+NEVER = timedelta(days=1)
 ARGUMENTS: Final[FieldTable] = {"x-queue-type": "classic", "x-max-priority": 10}
 
 
@@ -58,8 +59,8 @@ async def proxy(amqp_url: str) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def exchange(proxy: Proxy, names: Names) -> AsyncIterator[AmqpExchange]:
-    """An exchange whose wire can be cut, impatient because its tests are."""
-    async with connect(proxy.url, patience=SOON, **names) as exchange:
+    """An exchange whose wire can be cut, impatient, and never looking without a reason."""
+    async with connect(proxy.url, patience=SOON, check_every=NEVER, **names) as exchange:
         yield exchange
 
 
@@ -294,17 +295,31 @@ async def test_without_a_connection_every_verb_says_so(
 async def test_a_silent_connection_is_found_out_and_replaced(
     proxy: Proxy, names: Names, queue: str
 ) -> None:
-    """No reset comes from a pulled cable: only the heartbeat tells."""
-    url = f"{proxy.url}?heartbeat=1"
-    async with connect(url, patience=SOON, **names) as exchange:
-        await exchange.declare_queue(queue)
-        async with exchange.consume(queue, prefetch=1) as subscription, restored(exchange):
-            proxy.silence()
-            await eventually(lambda: _is(not exchange.connected))
-            proxy.mend()
+    """No reset comes from a pulled cable: only the heartbeat tells.
 
-            assert await _until_routed(exchange, queue, "over the new one")
-            assert "over the new one" in texts(await take(subscription, 1))
+    The library then cancels those who wait for an answer, although nobody cancelled them.
+    """
+    patience = timedelta(seconds=PATIENCE)
+    async with connect(f"{proxy.url}?heartbeat=1", patience=patience, **names) as exchange:
+        await exchange.declare_queue(queue)
+        async with exchange.consume(queue, prefetch=1) as subscription:
+            async with restored(exchange):
+                proxy.silence()
+                fates, depth = await asyncio.gather(
+                    asyncio.create_task(exchange.send(queue, [letter("late")])),
+                    asyncio.create_task(exchange.depth(queue)),
+                    return_exceptions=True,
+                )
+                assert fates == unknown(1)
+                assert isinstance(depth, ExchangeUnreachable)
+                proxy.mend()
+
+            assert await exchange.send(queue, [letter("new")]) == routed(1)
+            [delivery] = await take(subscription, 1)
+            if texts([delivery]) == ["late"]:  # unknown: it may have arrived, or not
+                await subscription.ack(delivery)
+                [delivery] = await take(subscription, 1)
+            assert texts([delivery]) == ["new"]
 
 
 async def test_leaving_while_the_wire_is_cut_is_quiet(
@@ -336,6 +351,32 @@ async def test_a_cancelled_publisher_is_cancelled(
     await asyncio.wait([publishing])
     assert publishing.cancelled()
     proxy.mend()
+
+
+async def test_a_cancellation_is_heeded_wherever_it_arrives(
+    exchange: AmqpExchange, queue: str
+) -> None:
+    """The library replaces one that meets a closing channel by the news of that closing.
+
+    A worker that was told to stop at that moment would go on for ever.
+    """
+    await exchange.declare_queue(queue)
+
+    async def work_for_ever() -> None:
+        while True:
+            async with exchange.consume(queue, prefetch=1) as subscription:
+                await exchange.send(queue, [letter()])
+                await subscription.ack((await subscription.take(1))[0])
+                await exchange.depth(f"{queue}-absent")
+
+    for turns in range(400):
+        working = asyncio.create_task(work_for_ever())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        working.cancel()
+
+        await asyncio.wait([working], timeout=PATIENCE)
+        assert working.cancelled()
 
 
 # --- lost on the broker -------------------------------------------------------------------------
@@ -416,10 +457,3 @@ async def _get(raw: aiormq.Channel, queue: str) -> DeliveredMessage:
 
 async def _is(fact: bool) -> bool:  # noqa: FBT001 - a predicate in passing
     return fact
-
-
-async def _until_routed(exchange: AmqpExchange, queue: str, text: str) -> bool:
-    async with asyncio.timeout(PATIENCE):
-        while await exchange.send(queue, [letter(text)]) != routed(1):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    return True

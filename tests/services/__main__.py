@@ -2,17 +2,12 @@
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 
-from tests.services.provider import (
-    AMQP_VARIABLE,
-    MYSQL_VARIABLE,
-    READY_VARIABLE,
-    NoService,
-    mariadb,
-    rabbitmq,
-)
+from tests.services.provider import AMQP_VARIABLE, MYSQL_VARIABLE, NoService, mariadb, rabbitmq
+from tests.services.rabbitmq import CONTROL_VARIABLE
 
 
 def main() -> int:
@@ -22,9 +17,11 @@ def main() -> int:
     run.add_argument("command", nargs="+", metavar="COMMAND")
     command = parser.parse_args().command
     try:
-        with rabbitmq() as amqp_url, mariadb() as mysql_url:
-            urls = {AMQP_VARIABLE: amqp_url, MYSQL_VARIABLE: mysql_url, READY_VARIABLE: "1"}
-            return subprocess.call(command, env={**os.environ, **urls})
+        with rabbitmq() as virtual_host, mariadb() as mysql_url:
+            named = {AMQP_VARIABLE: virtual_host.url, MYSQL_VARIABLE: mysql_url}
+            if virtual_host.control:
+                named[CONTROL_VARIABLE] = shlex.join(virtual_host.control)
+            return subprocess.call(command, env={**os.environ, **named})
     except NoService as missing:
         print(missing, file=sys.stderr)
         return 3

@@ -11,21 +11,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.services.process import Guarded, Unavailable, new_folder, remove_folder
+from tests.services.rabbitmq import VirtualHost
 
 _FILE: Final = Path(__file__).parents[2] / "compose.yaml"
 
 
 @contextmanager
-def rabbitmq() -> Iterator[str]:
-    """The URL of the virtual host that the broker was made with. Raises: Unavailable."""
+def rabbitmq() -> Iterator[VirtualHost]:
+    """The virtual host that the broker was made with. Raises: Unavailable."""
     password = secrets.token_hex(16)
     settings = {
         "RABBITMQ_DEFAULT_USER": "dane",
         "RABBITMQ_DEFAULT_PASS": password,
         "RABBITMQ_DEFAULT_VHOST": "dane-test",
     }
-    with _service("rabbitmq", 5672, settings) as address:
-        yield f"amqp://dane:{password}@{address}/dane-test"
+    with _service("rabbitmq", 5672, settings) as (address, compose):
+        url = f"amqp://dane:{password}@{address}/dane-test"
+        yield VirtualHost(url, [*compose, "exec", "--no-TTY", "rabbitmq", "rabbitmqctl", "-q"])
 
 
 @contextmanager
@@ -33,13 +35,18 @@ def mariadb() -> Iterator[str]:
     """The URL of a server, for its root. Raises: Unavailable."""
     password = secrets.token_hex(16)
     settings = {"MARIADB_ROOT_PASSWORD": password, "MARIADB_ROOT_HOST": "%"}
-    with _service("mariadb", 3306, settings) as address:
+    with _service("mariadb", 3306, settings) as (address, _):
         yield f"mysql+asyncmy://root:{password}@{address}/"
 
 
 @contextmanager
-def _service(name: str, port: int, environment: Mapping[str, str]) -> Iterator[str]:
-    """Start one service of the file, with a free port and credentials of ours; its address."""
+def _service(
+    name: str, port: int, environment: Mapping[str, str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Start one service of the file, with a free port and credentials of ours.
+
+    Its address, and the command that speaks of its project.
+    """
     if shutil.which("docker") is None:
         raise Unavailable("docker is not installed")
     folder = new_folder()
@@ -55,7 +62,7 @@ def _service(name: str, port: int, environment: Mapping[str, str]) -> Iterator[s
         keeper = Guarded(["sleep", "infinity"], log=folder / "log", after=down, folder=folder)
         try:
             _run([*compose, "up", "--detach", "--wait", "--no-deps", name])
-            yield _run([*compose, "port", name, str(port)]).strip()
+            yield _run([*compose, "port", name, str(port)]).strip(), compose
         finally:
             keeper.kill()
             _run(down)

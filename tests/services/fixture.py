@@ -12,8 +12,8 @@ from tests.services.rabbitmq import Broker
 @pytest.fixture(scope="session")
 def amqp_url() -> Iterator[str]:
     """A virtual host of this run's own on a RabbitMQ."""
-    with provider.rabbitmq() as url:
-        yield url
+    with provider.rabbitmq() as virtual_host:
+        yield virtual_host.url
 
 
 @pytest.fixture(scope="session")

@@ -18,15 +18,13 @@ from tests.services import compose
 from tests.services.mariadb import Database, database_at, root_url
 from tests.services.package import install
 from tests.services.process import Unavailable
-from tests.services.rabbitmq import Broker, virtual_host_at
+from tests.services.rabbitmq import Broker, VirtualHost, virtual_host_at
 
 T = TypeVar("T")
 Ways = Mapping[str, Callable[[], AbstractContextManager[T]]]
 
 AMQP_VARIABLE: Final = "DANE_TEST_AMQP_URL"
 MYSQL_VARIABLE: Final = "DANE_TEST_MYSQL_URL"
-#: Set by `python -m tests.services run`: the named ones are this run's own already.
-READY_VARIABLE: Final = "DANE_TEST_SERVICES_READY"
 
 
 class NoService(Exception):
@@ -41,30 +39,24 @@ class NoService(Exception):
 
 
 @contextmanager
-def rabbitmq() -> Iterator[str]:
-    """The URL of a virtual host of our own. Raises: NoService."""
+def rabbitmq() -> Iterator[VirtualHost]:
+    """A virtual host of our own. Raises: NoService."""
     named = os.environ.get(AMQP_VARIABLE)
-    if named and READY_VARIABLE in os.environ:
-        yield named
-        return
-    ways: Ways[str] = {
+    ways: Ways[VirtualHost] = {
         "on the standard port": lambda: virtual_host_at("amqp://guest:guest@127.0.0.1:5672"),
-        "a private one": _private_broker_url,
+        "a private one": _private_virtual_host,
         "compose.yaml": compose.rabbitmq,
     }
     if named:
         ways = {AMQP_VARIABLE: lambda: virtual_host_at(named)}
-    with _or_no_service("RabbitMQ", AMQP_VARIABLE, ways) as url:
-        yield url
+    with _or_no_service("RabbitMQ", AMQP_VARIABLE, ways) as virtual_host:
+        yield virtual_host
 
 
 @contextmanager
 def mariadb() -> Iterator[str]:
     """The URL of a database of our own. Raises: NoService."""
     named = os.environ.get(MYSQL_VARIABLE)
-    if named and READY_VARIABLE in os.environ:
-        yield named
-        return
     ways: Ways[str] = {
         "on the standard port": lambda: database_at(root_url()),
         "on the standard socket": lambda: database_at(root_url("/run/mysqld/mysqld.sock")),
@@ -92,9 +84,9 @@ def private_database() -> Iterator[Database]:
 
 
 @contextmanager
-def _private_broker_url() -> Iterator[str]:
+def _private_virtual_host() -> Iterator[VirtualHost]:
     with _first(_BROKERS) as broker:
-        yield broker.url
+        yield VirtualHost(broker.url, broker.control_command)
 
 
 @contextmanager

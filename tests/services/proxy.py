@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
 
@@ -14,6 +14,8 @@ class Proxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._refusing = False
+        self._ended = asyncio.Event()
+        self._ended.set()
         self._wires: set[asyncio.StreamWriter] = set()
         self.url = ""
 
@@ -45,20 +47,27 @@ class Proxy:
         assert port is not None
         far_reader, far_writer = await asyncio.open_connection(self._server.hostname, port)
         self._wires |= {writer, far_writer}
+        self._ended.clear()
         try:
             await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
-        except OSError:
-            pass  # cut, from one side or the other
         finally:
-            for wire in (writer, far_writer):
-                wire.transport.abort()
-                self._wires.discard(wire)
+            self._wires -= {writer, far_writer}
+            if not self._wires:
+                self._ended.set()
+
+    async def end(self) -> None:
+        """Cut every connection, and wait until both sides have seen it."""
+        self.mend()
+        self.cut()
+        await self._ended.wait()
 
     async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while data := await source.read(65_536):
-            await self._flowing.wait()
-            target.write(data)
-            await target.drain()
+        with suppress(OSError):  # cut, from one side or the other
+            while data := await source.read(65_536):
+                await self._flowing.wait()
+                target.write(data)
+                await target.drain()
+        await self._flowing.wait()  # silence tells no end either
         target.transport.abort()
 
 
@@ -75,5 +84,4 @@ async def proxy_to(url: str) -> AsyncIterator[Proxy]:
         yield proxy
     finally:
         server.close()
-        proxy.mend()
-        proxy.cut()
+        await proxy.end()

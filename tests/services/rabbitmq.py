@@ -5,12 +5,13 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
+import shlex
 import socket
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -32,6 +33,16 @@ _FOLDERS = (
     "/usr/local/opt/rabbitmq/sbin",
 )
 _START_SECONDS = 90.0
+#: How to run `rabbitmqctl` against the broker of DANE_TEST_AMQP_URL, as a shell would read it.
+CONTROL_VARIABLE = "DANE_TEST_AMQP_CONTROL"
+
+
+@dataclass(frozen=True)
+class VirtualHost:
+    """A virtual host of our own; and the `rabbitmqctl` that can make more, when it is known."""
+
+    url: str
+    control: Sequence[str] | None = None
 
 
 class Broker:
@@ -105,20 +116,16 @@ class Broker:
         remove_folder(self._folder / "mnesia")
         self.start()
 
+    @property
+    def control_command(self) -> list[str]:
+        """`rabbitmqctl` against it, from anywhere on this machine."""
+        program = str(self._program.with_name("rabbitmqctl"))
+        settings = [f"{name}={value}" for name, value in self._environment.items()]
+        return ["env", *settings, program, "-q", "-n", self._node]
+
     def control(self, *arguments: str) -> str:
         """Run `rabbitmqctl` against it; its output."""
-        command = [str(self._program.with_name("rabbitmqctl")), "-q", "-n", self._node, *arguments]
-        done = subprocess.run(
-            command,
-            env={**os.environ, **self._environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout}{done.stderr}")
-        return done.stdout
+        return _run_control(self.control_command, arguments)
 
     def close(self) -> None:
         """Stop it for good and remove its folder."""
@@ -169,8 +176,8 @@ class Broker:
 
 
 @contextlib.contextmanager
-def virtual_host_at(url: str) -> Iterator[str]:
-    """A virtual host of our own at somebody's broker; the URL of it, and gone afterwards."""
+def virtual_host_at(url: str) -> Iterator[VirtualHost]:
+    """A virtual host of our own at somebody's broker, gone afterwards. Raises: Unavailable."""
     parts = urlsplit(url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 5672
     if not speaks_amqp(host, port):
@@ -180,7 +187,7 @@ def virtual_host_at(url: str) -> Iterator[str]:
     admin = _find_admin(host, user, password)
     admin.add(name)
     try:
-        yield f"{parts.scheme}://{quote(user)}:{quote(password)}@{host}:{port}/{name}"
+        yield VirtualHost(parts._replace(path=f"/{name}").geturl())
     finally:
         admin.remove(name)
 
@@ -226,48 +233,51 @@ class _ByHttp:
 
 
 class _ByCommand:
-    """Makes virtual hosts with the `rabbitmqctl` of this machine."""
+    """Makes virtual hosts with `rabbitmqctl`."""
 
-    def __init__(self, user: str) -> None:
-        self._program = shutil.which("rabbitmqctl") or find_program(["rabbitmqctl"], _FOLDERS)
+    def __init__(self, command: Sequence[str], user: str) -> None:
+        self._command = command
         self._user = user
 
     def check(self) -> None:
-        self._run("list_vhosts")
+        _run_control(self._command, ["list_vhosts"])
 
     def add(self, name: str) -> None:
-        self._run("add_vhost", name)
-        self._run("set_permissions", "-p", name, self._user, ".*", ".*", ".*")
+        _run_control(self._command, ["add_vhost", name])
+        rights = [".*", ".*", ".*"]
+        _run_control(self._command, ["set_permissions", "-p", name, self._user, *rights])
 
     def remove(self, name: str) -> None:
-        self._run("delete_vhost", name)
+        _run_control(self._command, ["delete_vhost", name])
 
-    def _run(self, *arguments: str) -> None:
-        if self._program is None:
-            raise OSError("it is not installed")
-        done = subprocess.run(
-            [self._program, "-q", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        if done.returncode:
-            output = (done.stderr + done.stdout).strip().splitlines()
-            raise OSError(output[0] if output else f"exit code {done.returncode}")
+
+def _run_control(command: Sequence[str], arguments: Sequence[str]) -> str:
+    done = subprocess.run(
+        [*command, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    if done.returncode:
+        output = f"{done.stderr}{done.stdout}".strip().splitlines() or ["no output"]
+        raise OSError(f"rabbitmqctl {arguments[0]}: {output[0]}")
+    return done.stdout
 
 
 def _find_admin(host: str, user: str, password: str) -> _ByHttp | _ByCommand:
     """Whoever can make virtual hosts on this broker; AMQP itself cannot."""
+    candidates: dict[str, _ByHttp | _ByCommand] = {}
+    local = host in {"127.0.0.1", "localhost", "::1"}
+    if named := os.environ.get(CONTROL_VARIABLE):
+        candidates[CONTROL_VARIABLE] = _ByCommand(shlex.split(named), user)
     base = os.environ.get("DANE_TEST_AMQP_API", f"http://{host}:15672")
-    candidates: list[tuple[str, _ByHttp | _ByCommand]] = [
-        (f"the management API at {base}", _ByHttp(base, user, password))
-    ]
-    if host in {"127.0.0.1", "localhost", "::1"}:
-        candidates.append(("rabbitmqctl", _ByCommand(user)))
+    candidates[f"the management API at {base}"] = _ByHttp(base, user, password)
+    if local and (program := find_program(["rabbitmqctl"], ["/usr/sbin", *_FOLDERS])):
+        candidates["rabbitmqctl"] = _ByCommand([program, "-q"], user)
     faults = []
-    for name, admin in candidates:
+    for name, admin in candidates.items():
         try:
             admin.check()
         except (OSError, urllib.error.URLError, subprocess.SubprocessError) as fault:
@@ -276,6 +286,6 @@ def _find_admin(host: str, user: str, password: str) -> _ByHttp | _ByCommand:
             return admin
     raise Unavailable(
         f"a RabbitMQ answers at {host}, but cannot be given a virtual host of our own: "
-        f"{'; '.join(faults)} (enable rabbitmq_management for user {user!r}, or name its address "
-        "in DANE_TEST_AMQP_API)"
+        f"{'; '.join(faults)} (enable rabbitmq_management for user {user!r}, naming its address "
+        f"in DANE_TEST_AMQP_API if it is another, or give a rabbitmqctl in {CONTROL_VARIABLE})"
     )

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq import Channel
 
 from dane_core.errors import ExchangeUnreachable, NotFound, QueueMismatch
 from dane_core.exchange.amqp.line import Line, open_line
@@ -109,28 +111,24 @@ class AmqpExchange:
         known = self._queues.get(queue, _Shape(arguments=_WORK_QUEUE))
         keys = {(self._tasks, key) for key in bindings}
         shape = _Shape(arguments=_WORK_QUEUE, bindings=known.bindings | keys)
-        await self._declare(queue, shape)
+        await self._consuming.ask(partial(_declare_queue, queue, shape))
         self._queues[queue] = shape
 
     def consume(self, queue: str, *, prefetch: int) -> AbstractAsyncContextManager[Subscription]:
-        return self._consume(AmqpSubscription(queue, prefetch, on_loss=self._notice_loss))
+        return self._consume(
+            AmqpSubscription(self._consuming, queue, prefetch, on_loss=self._notice_loss)
+        )
 
     def listen(self, inbox: str) -> AbstractAsyncContextManager[Subscription]:
         return self._listen(inbox)
 
     async def depth(self, queue: str) -> Depth | None:
-        async with self._consuming.errand() as channel:
-            try:
-                found = await channel.queue_declare(queue, passive=True)
-            except ChannelNotFoundEntity:
-                return None
-            return Depth(waiting=found.message_count or 0, consumers=found.consumer_count or 0)
+        return await self._consuming.ask(partial(_look, queue))
 
     async def delete_queue(self, queue: str) -> None:
         if not any(subscription.queue == queue for subscription in self._subscriptions):
             self._queues.pop(queue, None)
-        async with self._consuming.errand() as channel:
-            await channel.queue_delete(queue)
+        await self._consuming.ask(partial(_delete, queue))
 
     @property
     def connected(self) -> bool:
@@ -142,11 +140,7 @@ class AmqpExchange:
     async def declare_exchanges(self) -> None:
         """Make both exchanges if they are missing. Raises: QueueMismatch."""
         for name, kind in ((self._tasks, "topic"), (self._control, "fanout")):
-            async with self._consuming.errand() as channel:
-                try:
-                    await channel.exchange_declare(name, exchange_type=kind, durable=True)
-                except ChannelPreconditionFailed as fault:
-                    raise QueueMismatch(name, str(fault), kind="exchange") from None
+            await self._consuming.ask(partial(_declare_exchange, name, kind))
 
     async def keep(self, check_every: float) -> None:
         """Restore what is lost as soon as that is noticed, and look every so many seconds."""
@@ -185,7 +179,7 @@ class AmqpExchange:
 
     async def _renew(self, queue: str, shape: _Shape) -> bool:
         try:
-            consumers = await self._declare(queue, shape)
+            consumers = await self._consuming.ask(partial(_declare_queue, queue, shape))
         except QueueMismatch as mismatch:
             # Trying again soon is no help: a person must act.
             logger.critical("%s", mismatch)
@@ -207,31 +201,15 @@ class AmqpExchange:
         if subscription.consuming:
             return True
         try:
-            await subscription.attach(self._consuming)
+            await subscription.attach()
         except (ExchangeUnreachable, NotFound) as fault:
             logger.warning("queue %s not consumed: %s", subscription.queue, fault)
             return False
         return True
 
-    async def _declare(self, queue: str, shape: _Shape) -> int:
-        """Make a queue and its bindings if they are missing; how many consume it."""
-        async with self._consuming.errand() as channel:
-            try:
-                declared = await channel.queue_declare(
-                    queue,
-                    durable=not shape.exclusive,
-                    exclusive=shape.exclusive,
-                    arguments=dict(shape.arguments),
-                )
-            except ChannelPreconditionFailed as fault:
-                raise QueueMismatch(queue, str(fault)) from None
-            for exchange, key in shape.bindings:
-                await channel.queue_bind(queue, exchange, key)
-            return declared.consumer_count or 0
-
     @asynccontextmanager
     async def _consume(self, subscription: AmqpSubscription) -> AsyncIterator[Subscription]:
-        await subscription.attach(self._consuming)
+        await subscription.attach()
         self._subscriptions.add(subscription)
         try:
             yield subscription
@@ -243,7 +221,7 @@ class AmqpExchange:
     async def _listen(self, inbox: str) -> AsyncIterator[Subscription]:
         control = frozenset({(self._control, "")})
         shape = _Shape(arguments=_INBOX_QUEUE, exclusive=True, bindings=control)
-        await self._declare(inbox, shape)
+        await self._consuming.ask(partial(_declare_queue, inbox, shape))
         self._queues[inbox] = shape
         try:
             async with self.consume(inbox, prefetch=INBOX_PREFETCH) as subscription:
@@ -252,6 +230,41 @@ class AmqpExchange:
             self._queues.pop(inbox, None)
             with suppress(ExchangeUnreachable):  # then the broker has removed it already
                 await self.delete_queue(inbox)
+
+
+async def _declare_exchange(name: str, kind: str, channel: Channel) -> None:
+    try:
+        await channel.exchange_declare(name, exchange_type=kind, durable=True)
+    except ChannelPreconditionFailed as fault:
+        raise QueueMismatch(name, str(fault), kind="exchange") from None
+
+
+async def _declare_queue(name: str, shape: _Shape, channel: Channel) -> int:
+    """Make a queue and its bindings if they are missing; how many consume it."""
+    try:
+        declared = await channel.queue_declare(
+            name,
+            durable=not shape.exclusive,
+            exclusive=shape.exclusive,
+            arguments=dict(shape.arguments),
+        )
+    except ChannelPreconditionFailed as fault:
+        raise QueueMismatch(name, str(fault)) from None
+    for exchange, key in shape.bindings:
+        await channel.queue_bind(name, exchange, key)
+    return declared.consumer_count or 0
+
+
+async def _look(name: str, channel: Channel) -> Depth | None:
+    try:
+        found = await channel.queue_declare(name, passive=True)
+    except ChannelNotFoundEntity:
+        return None
+    return Depth(waiting=found.message_count or 0, consumers=found.consumer_count or 0)
+
+
+async def _delete(name: str, channel: Channel) -> None:
+    await channel.queue_delete(name)
 
 
 def _tell_if_failed(keeper: asyncio.Task[None]) -> None:

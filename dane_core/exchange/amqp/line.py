@@ -1,10 +1,10 @@
 """A connection to RabbitMQ that comes back by itself, and how its silence is told."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from random import uniform
-from typing import Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from aio_pika import RobustConnection
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
@@ -12,6 +12,8 @@ from aiormq import Channel
 from yarl import URL
 
 from dane_core.errors import ExchangeUnreachable
+
+T = TypeVar("T")
 
 _HEARTBEAT: Final = 10  # seconds; a silent connection is given up after (10 + 1) * 3
 #: Seconds between two tries to connect, doubling from the first to the last.
@@ -32,6 +34,9 @@ class Line:
         self.patience = patience
         self.on_back: Callable[[], None] = _nothing
         self._connection = connection
+        self._desk: Channel | None = None
+        self._desk_free = asyncio.Lock()
+        self._unfinished: set[asyncio.Task[Any]] = set()
         self._pause = _FIRST_PAUSE
         connection.close_callbacks.add(self._wait_longer)
         connection.reconnect_callbacks.add(self._come_back)
@@ -51,15 +56,41 @@ class Line:
             )
             return cast("Channel", channel)
 
-    @asynccontextmanager
-    async def errand(self) -> AsyncIterator[Channel]:
-        """A channel for a question or two: when the broker objects, no other one is closed."""
-        channel = await self.channel()
-        try:
-            async with answer_within(self.patience):
-                yield channel
-        finally:
-            await close_channel(channel)
+    async def ask(self, question: Callable[[Channel], Awaitable[T]]) -> T:
+        """Have a question answered over a channel kept for that, one at a time.
+
+        An error that the broker answers with costs that channel only.
+        """
+        return await self._apart(self._ask(question))
+
+    async def close(self, channel: Channel) -> None:
+        """Close a channel, as far as that can still be done."""
+        await self._apart(_close(channel))
+
+    async def _ask(self, question: Callable[[Channel], Awaitable[T]]) -> T:
+        async with answer_within(self.patience), self._desk_free:
+            channel, self._desk = self._desk, None
+            if channel is None or channel.is_closed:
+                channel = await self.channel()
+            answer = await question(channel)
+            self._desk = channel
+            return answer
+
+    async def _apart(self, work: Coroutine[Any, Any, T]) -> T:
+        """Finish this even when whoever waits for it is cancelled.
+
+        Cancelled half-way, aiormq closes the channel, perhaps for a second time; and a second
+        closing that the broker does not expect ends the connection of everyone.
+        """
+        task = asyncio.create_task(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._finish)
+        return await asyncio.shield(task)
+
+    def _finish(self, task: asyncio.Task[Any]) -> None:
+        self._unfinished.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: nobody may be waiting for it any more
 
     def _wait_longer(self, *_: object) -> None:
         # aio-pika calls this for a lost connection and again for every failed try.
@@ -97,19 +128,38 @@ async def open_line(url: str, name: str, patience: float) -> AsyncIterator[Line]
 async def answer_within(patience: float) -> AsyncIterator[None]:
     """Wait so many seconds for the broker, and tell all ways in which it fails to answer as one.
 
+    A lost connection may surface as a cancellation that nobody asked for; and one that somebody
+    did ask for is replaced by the library when it meets a closing channel. Both are put right.
+
     Raises: ExchangeUnreachable, whose cause is the library's error.
     """
+    before = cancellations()
     try:
         async with asyncio.timeout(patience):
             yield
     except asyncio.CancelledError:
-        if is_cancelled():
+        if cancellations() > before:
             raise
         raise ExchangeUnreachable("the connection to RabbitMQ was lost") from None
     except TimeoutError as silence:
+        _heed(before)
         raise ExchangeUnreachable(f"RabbitMQ did not answer in {patience:g} s") from silence
     except CONNECTION_EXCEPTIONS as fault:
+        _heed(before)
         raise ExchangeUnreachable(str(fault) or type(fault).__name__) from fault
+    _heed(before)
+
+
+def _heed(before: int) -> None:
+    """Be cancelled after all, when that was asked for since."""
+    if cancellations() > before:
+        raise asyncio.CancelledError
+
+
+def cancellations() -> int:
+    """How often somebody has asked this task to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
 
 
 @asynccontextmanager
@@ -120,18 +170,9 @@ async def last_word() -> AsyncIterator[None]:
             yield
 
 
-async def close_channel(channel: Channel) -> None:
+async def _close(channel: Channel) -> None:
     async with last_word():
         await channel.close()
-
-
-def is_cancelled() -> bool:
-    """Whether a `CancelledError` is meant for this task.
-
-    Otherwise it is aiormq's way to tell those who wait on a connection that it is lost.
-    """
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _nothing() -> None:

@@ -11,7 +11,7 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity, Pu
 from aiormq import Channel, spec
 
 from dane_core.errors import ExchangeUnreachable
-from dane_core.exchange.amqp.line import Line, answer_within, close_channel, is_cancelled
+from dane_core.exchange.amqp.line import Line, answer_within, cancellations
 from dane_core.exchange.base import Fate
 from dane_core.message import Envelope
 
@@ -106,7 +106,7 @@ class Publisher:
         except PublishError:
             return Fate.UNROUTABLE
         except asyncio.CancelledError:
-            if is_cancelled():
+            if cancellations():
                 raise
             return Fate.UNKNOWN
         except CONNECTION_EXCEPTIONS as fault:
@@ -123,7 +123,7 @@ class Publisher:
         try:
             return await self._send(channel, parcel)
         finally:
-            await close_channel(channel)
+            await self._line.close(channel)
 
     async def _open(self) -> Channel:
         if self._channel is not None and not self._channel.is_closed:

@@ -11,7 +11,7 @@ from aiormq import Channel
 from aiormq.abc import DeliveredMessage
 
 from dane_core.errors import ExchangeUnreachable, NotFound
-from dane_core.exchange.amqp.line import Line, answer_within, close_channel, last_word
+from dane_core.exchange.amqp.line import Line, answer_within, last_word
 from dane_core.exchange.base import Delivery
 from dane_core.message import Envelope
 
@@ -22,11 +22,14 @@ class AmqpSubscription:
     `on_loss` is called when consuming has ended without being asked to.
     """
 
-    def __init__(self, queue: str, prefetch: int, *, on_loss: Callable[[], None]) -> None:
+    def __init__(
+        self, line: Line, queue: str, prefetch: int, *, on_loss: Callable[[], None]
+    ) -> None:
         if prefetch < 1:
             raise ValueError(f"prefetch {prefetch}: a consumer needs room for one delivery")
         self.queue = queue
         self.consuming = False
+        self._line = line
         self._prefetch = prefetch
         self._on_loss = on_loss
         self._channel: Channel | None = None
@@ -37,20 +40,23 @@ class AmqpSubscription:
         self._news = asyncio.Event()
         self._left = False
 
-    async def attach(self, line: Line) -> None:
+    async def attach(self) -> None:
         """Consume, over a fresh channel. Raises: NotFound, ExchangeUnreachable."""
         await self.detach()
-        channel = self._channel = await line.channel()
+        channel = self._channel = await self._line.channel()
         channel.on_consumer_cancel_callbacks.add(lambda _: self._lose(channel))
         channel.closing.add_done_callback(lambda _: self._lose(channel))
         try:
-            async with answer_within(line.patience):
+            async with answer_within(self._line.patience):
                 await channel.basic_qos(prefetch_count=self._prefetch)
                 await channel.basic_consume(self.queue, self._receive)
         except ExchangeUnreachable as loss:
             await self.detach()
             if isinstance(loss.__cause__, ChannelNotFoundEntity):
                 raise NotFound("queue", self.queue) from None
+            raise
+        except asyncio.CancelledError:
+            await self.detach()
             raise
         self.consuming = True
         if self._left:
@@ -88,7 +94,7 @@ class AmqpSubscription:
         self._forget()
         channel, self._channel = self._channel, None
         if channel is not None:
-            await close_channel(channel)
+            await self._line.close(channel)
 
     async def leave(self) -> None:
         self._left = True
