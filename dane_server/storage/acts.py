@@ -5,6 +5,7 @@ a flag on the job makes sure that the walk is finished by the sweeper if it was 
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import product
 from typing import Any, Final
@@ -174,7 +175,8 @@ class Acts:
     async def finish_walks(self) -> None:
         """Go on with what was cut short: cancellations, pauses, deletions."""
         for job_id in await self._found(sql.jobs_cancelling()):
-            await self.finish_cancelling(JobId(job_id))
+            with suppress(NotFound):  # deleted meanwhile
+                await self.finish_cancelling(JobId(job_id))
         for job_id in await self._found(sql.jobs_with_stray_tasks()):
             await self.finish_pausing(JobId(job_id))
         for key in await self._found(sql.keys_with_stray_tasks()):

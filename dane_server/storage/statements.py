@@ -740,12 +740,15 @@ def some_tasks_of(job_id: int, limit: int) -> sa.Select[Any]:
 
 
 def drop_tasks(ids: Sequence[int]) -> Sequence[sa.Delete]:
-    """Everything that hangs on some tasks, and the tasks."""
+    """Some tasks, and everything that hangs on them.
+
+    The tasks first: that waits for whoever is recording an answer of one, and then sees it.
+    """
     return (
-        sa.delete(answers).where(answers.c.task_id.in_(ids)),
-        sa.delete(attempts).where(attempts.c.task_id.in_(ids)),
-        sa.delete(edges).where(edges.c.src.in_(ids)),
         sa.delete(tasks).where(tasks.c.id.in_(ids)),
+        sa.delete(edges).where(edges.c.src.in_(ids)),
+        sa.delete(attempts).where(attempts.c.task_id.in_(ids)),
+        sa.delete(answers).where(answers.c.task_id.in_(ids)),
     )
 
 

@@ -192,14 +192,26 @@ class Writer:
         await self._store.write(unit)
 
     async def judge(self, asks: Sequence[Ask]) -> list[str]:
-        """Whether each ticket may still run: "" for yes, or why not."""
+        """Whether each ticket may still run: "" for yes, or why not.
+
+        A ticket that is refused is dropped. So what was sent before its job was paused is
+        taken back here: no other message would bring it to a worker after the pause.
+        """
 
         async def unit(connection: AsyncConnection) -> list[str]:
             ids = sorted({ask.ticket.task_id for ask in asks})
             rows = {row.id: row for row in await connection.execute(sql.asked_about(ids))}
             return [_objection(rows.get(ask.ticket.task_id), ask) for ask in asks]
 
-        return await self._store.read(unit)
+        objections = await self._store.read(unit)
+        dropped = [
+            Released(ticket=ask.ticket, worker=ask.worker)
+            for ask, objection in zip(asks, objections, strict=True)
+            if objection == _PAUSED
+        ]
+        if dropped:
+            await self.note_reports([], [], dropped)
+        return objections
 
     async def see_workers(self, hellos: Sequence[Hello]) -> frozenset[str]:
         """Note which workers are here, what they offer and run; returns the paused keys."""
@@ -647,6 +659,9 @@ def _answer_row(one: _Settled) -> dict[str, Any]:
 # --- what workers say -----------------------------------------------------------------------
 
 
+_PAUSED: Final = "the job was paused"
+
+
 def _objection(row: sa.Row[Any] | None, ask: Ask) -> str:
     if row is None:
         return "the job was deleted"
@@ -654,7 +669,7 @@ def _objection(row: sa.Row[Any] | None, ask: Ask) -> str:
     if row.attempt != ticket.attempt:
         return f"attempt {ticket.attempt} was superseded by attempt {row.attempt}"
     if row.paused or row.cancelling:
-        return "the job was paused" if row.paused else "the job is being cancelled"
+        return _PAUSED if row.paused else "the job is being cancelled"
     state = TaskState(row.state)
     if state not in SENT and state is not TaskState.RUNNING:
         return f"the task is {state}"
