@@ -59,7 +59,7 @@ def _service(
     try:
         _run([*compose, "version"])
         # Waits for nothing but our end: then it takes the service down.
-        keeper = Guarded(["sleep", "infinity"], log=folder / "log", after=down, folder=folder)
+        keeper = Guarded(["sleep", "86400"], log=folder / "log", after=down, folder=folder)
         try:
             _run([*compose, "up", "--detach", "--wait", "--no-deps", name])
             yield _run([*compose, "port", name, str(port)]).strip(), compose

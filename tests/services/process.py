@@ -54,7 +54,7 @@ class Guarded:
         first = self._guard.stdout.readline()
         self._guard.stdout.close()
         if not first:
-            self._guard.wait()
+            self.stop()
             raise Unavailable(f"{command[0]} did not start: {tail(log)}")
         self.pid = int(first)
 
