@@ -48,7 +48,10 @@ def _later_sqlite(element: later, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class json_text(FunctionElement[Any]):  # noqa: N801
-    """`json_text(document, path)`: a scalar inside a JSON document in a text column, as text."""
+    """`json_text(document, path, name)`: a member of a JSON object in a text column, as text.
+
+    `path` is `name` as a JSON path, for databases that need one.
+    """
 
     type = sa.String()
     inherit_cache = True
@@ -56,14 +59,17 @@ class json_text(FunctionElement[Any]):  # noqa: N801
 
 @compiles(json_text)
 def _json_text(element: json_text, compiler: SQLCompiler, **kw: Any) -> str:
-    document, path = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"JSON_UNQUOTE(JSON_EXTRACT({document}, {path}))"
+    document, path = (compiler.process(clause, **kw) for clause in list(element.clauses)[:2])
+    # The column's own collation would find "A" for "a", and "a" for "a ".
+    text = f"JSON_UNQUOTE(JSON_EXTRACT({document}, {path}))"
+    return f"CONVERT({text} USING utf8mb4) COLLATE utf8mb4_nopad_bin"
 
 
 @compiles(json_text, "sqlite")
 def _json_text_sqlite(element: json_text, compiler: SQLCompiler, **kw: Any) -> str:
-    document, path = (compiler.process(clause, **kw) for clause in element.clauses)
-    return (
-        f"CASE json_type({document}, {path}) WHEN 'true' THEN 'true' WHEN 'false' THEN 'false'"
-        f" ELSE CAST(json_extract({document}, {path}) AS TEXT) END"
-    )
+    document, _, name = element.clauses
+    member = compiler.process(name, **kw)
+    # Not json_extract: before 3.45 no path can name a member with a quotation mark in it.
+    members = f"json_each({compiler.process(document, **kw)}) AS m"
+    text = "CASE WHEN m.type IN ('true','false','null') THEN m.type ELSE CAST(m.value AS TEXT) END"
+    return f"(SELECT {text} FROM {members} WHERE m.key = {member})"  # noqa: S608 - all our own

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC
 from typing import Any, Final
 
+import orjson
 import sqlalchemy as sa
 
 from dane_core.states import FACES, JobStatus, TaskState
@@ -85,8 +86,8 @@ def _some_task(number: int | None, key: str | None) -> sa.ColumnElement[bool]:
 
 def _member_is(name: str, value: str) -> sa.ColumnElement[bool]:
     """A member of the job's metadata, compared as text; true and false as such."""
-    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
-    return json_text(jobs.c.metadata, sa.literal(f'$."{quoted}"')) == value
+    path = f"$.{orjson.dumps(name).decode()}"
+    return json_text(jobs.c.metadata, sa.literal(path), sa.literal(name)) == value
 
 
 def unfinished() -> sa.Select[Any]:
@@ -98,13 +99,21 @@ def of_source(source_id: str) -> sa.Select[Any]:
     return sa.select(jobs.c.id).where(jobs.c.source_id == source_id).order_by(jobs.c.id)
 
 
-def first_of_each_state(job_ids: Sequence[int]) -> sa.Select[Any]:
-    """Per job and state, the first task in it; answered from the index alone."""
-    return (
+def first_of_each_state(job_ids: Sequence[int], *, forgiving: bool) -> sa.Select[Any]:
+    """Per job and state that is not done, the first task in it.
+
+    Answered from the index alone, unless tasks that were allowed to fail count as done.
+    """
+    done = [TaskState.SUCCEEDED.value, TaskState.SKIPPED.value]
+    first = (
         sa.select(tasks.c.job_id, tasks.c.state, sa.func.min(tasks.c.seq))
-        .where(tasks.c.job_id.in_(job_ids), tasks.c.state != TaskState.SUCCEEDED)
+        .where(tasks.c.job_id.in_(job_ids), tasks.c.state.not_in(done))
         .group_by(tasks.c.job_id, tasks.c.state)
     )
+    if forgiving:
+        forgiven = sa.and_(tasks.c.state == TaskState.FAILED, tasks.c.allow_failure)
+        first = first.where(sa.not_(forgiven))
+    return first
 
 
 def outcome_at(job_id: int, seq: int) -> sa.Select[Any]:

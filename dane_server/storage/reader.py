@@ -258,12 +258,16 @@ async def _job(connection: AsyncConnection, job_id: JobId) -> Job:
 
 async def _furthest(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> dict[int, int]:
     """DANE 0.1's state of a job: that of its first task, in order, that is not done."""
-    open_jobs = {row.id: row.total for row in rows if row.status != JobStatus.SUCCEEDED}
+    open_jobs = {row.id: row for row in rows if row.status != JobStatus.SUCCEEDED}
     first: dict[int, tuple[int, str]] = {}
-    for some in chunks(sorted(open_jobs)):
-        for job_id, state, seq in await connection.execute(ask.first_of_each_state(some)):
-            if seq < open_jobs[job_id] and (job_id not in first or seq < first[job_id][0]):
-                first[job_id] = (seq, state)
+    for forgiving in (False, True):
+        wanted = [id_ for id_, row in open_jobs.items() if bool(row.forgiven) is forgiving]
+        for some in chunks(sorted(wanted)):
+            question = ask.first_of_each_state(some, forgiving=forgiving)
+            for job_id, state, seq in await connection.execute(question):
+                is_task = seq < open_jobs[job_id].total
+                if is_task and (job_id not in first or seq < first[job_id][0]):
+                    first[job_id] = (seq, state)
     failed = [
         (job_id, seq)
         for job_id, (seq, state) in first.items()
@@ -440,23 +444,30 @@ def _inline(rows: Sequence[sa.Row[Any]]) -> tuple[Mapping[str, Any], bool]:
 
     A list comes whole or not at all: one with gaps would look like one without.
     """
+    answers = list({row.task_id: row for row in rows}.values())
     response: dict[str, Any] = {}
-    left_out: set[str] = set()
+    left_out = {row.task_key for row in answers[_INLINE_ANSWERS:]}
+    if left_out:  # there may be more than were asked for
+        left_out |= {row.task_key for row in answers if not row.solo}
     room = INLINE_LIMIT
-    for row in {row.task_id: row for row in rows[: 2 * _INLINE_ANSWERS]}.values():
-        room -= len(row.body)
-        if room < 0 or row.task_key in left_out:
-            room += len(row.body)
+    for row in answers[:_INLINE_ANSWERS]:
+        size = _bytes_in(row.body)
+        if size > room or row.task_key in left_out:
             left_out.add(row.task_key)
-        elif row.solo:
-            response[row.task_key] = orjson.Fragment(row.body)
+            continue
+        room -= size
+        body = orjson.Fragment(row.body)
+        if row.solo:
+            response[row.task_key] = body
         else:
-            response.setdefault(row.task_key, []).append(orjson.Fragment(row.body))
-    if len(rows) > _INLINE_ANSWERS:
-        left_out |= {row.task_key for row in rows if not row.solo}
+            response.setdefault(row.task_key, []).append(body)
     for key in left_out:
         response.pop(key, None)
     return response, bool(left_out)
+
+
+def _bytes_in(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _head(row: sa.Row[Any]) -> JobHead:

@@ -331,13 +331,13 @@ def test_free_objects_are_measured_in_bytes_of_json() -> None:
 
 def test_free_objects_are_limited_in_depth() -> None:
     value: Any = {}
-    for _ in range(31):
+    for _ in range(30):
         value = {"a": value}
 
     read_job(job(metadata=value))
 
     assert faults_of(job(metadata={"a": value})) == {
-        "metadata" + ".a" * 32: "nested deeper than 32"
+        "metadata" + ".a" * 31: "nested deeper than 31"
     }
 
 
