@@ -51,6 +51,7 @@ async def test_a_restart_loses_nothing_and_everything_is_back(
         again = await take(subscription, 2)
         assert texts(again) == texts(held) == ["7", "6"]
         await subscription.ack_through(again[-1])
+        assert texts(await take(subscription, 2)) == ["5", "4"]
         assert await exchange.depth(queue) == Depth(waiting=4, consumers=1)
         async with exchange.listen(f"{queue}-inbox") as inbox:
             await exchange.broadcast(letter("heard"))
