@@ -36,7 +36,7 @@ from tests.documents.blocks import (
     text_of,
 )
 from tests.services.process import free_port
-from tests.stories.both_ways import READY_MADE, Real, as_environment, starting
+from tests.stories.both_ways import READY_MADE, Real, as_environment, ended, starting
 from tests.stories.marks import eventually
 from tests.stories.programs import environment, finished, running
 
@@ -220,7 +220,7 @@ async def test_a_worker_is_put_to_work_as_its_page_says(
     ):
         await worker.says("takes WORDS")
         job = await client.submit({"source_url": str(text), "source_id": "words", "tasks": "WORDS"})
-        job = await client.wait(job["job_id"])
+        job = await ended(client, job["job_id"])
 
     assert job["response"]["WORDS"]["words"] == 10
 

@@ -1,5 +1,6 @@
 """DANE in both its ways: embedded, and on a RabbitMQ and a MariaDB."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ from dane_server.storage.tables import metadata
 from dane_server.testing import embedded_dane
 from tests.stories import cast
 from tests.stories.late import Late
+from tests.stories.marks import PATIENCE
 
 Sections: TypeAlias = dict[str, dict[str, Any]]
 
 #: A server that looks again soon, and workers that nobody waits for at the end.
-BRISK: Final[Sections] = {"RUNNER": {"SWEEP": 0.1, "LEASE": 1}, "WORKER": {"GRACE": 0.5}}
+BRISK: Final[Sections] = {"RUNNER": {"SWEEP": 0.25, "LEASE": 1}, "WORKER": {"GRACE": 0.5}}
 
 #: Starts a DANE with these workers: `async with start(Gate, slots=1) as client`.
 Start: TypeAlias = Callable[..., AbstractAsyncContextManager[Client]]
@@ -77,3 +79,9 @@ def as_environment(sections: Sections) -> dict[str, str]:
         for section, keys in sections.items()
         for key, value in keys.items()
     }
+
+
+async def ended(client: Client, job_id: int) -> dict[str, Any]:
+    """The job, once it has ended."""
+    async with asyncio.timeout(PATIENCE):
+        return await client.wait(job_id)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 #: Seconds after which something that should happen has not, on a machine with much else to do.
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Mark(NamedTuple):

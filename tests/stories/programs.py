@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tests.stories.marks import until
+from tests.stories.marks import PATIENCE, until
 
 #: The command as it is installed beside this Python.
 DANE = Path(sys.executable).with_name("dane")
@@ -57,7 +57,7 @@ class Program:
 
     async def ended(self) -> int:
         """Wait until it has ended; its exit code."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             return await self._process.wait()
 
     async def close(self) -> None:

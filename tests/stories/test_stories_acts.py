@@ -7,7 +7,7 @@ import pytest
 
 from dane_core.client import Client
 from dane_core.errors import RefusedByServer
-from tests.stories.both_ways import BRISK, Real, Start, as_environment, starting
+from tests.stories.both_ways import BRISK, Real, Start, as_environment, ended, starting
 from tests.stories.cast import Echo, Flaky, Gate, HeavyGate, Mended
 from tests.stories.marks import Mark, Marks, eventually
 from tests.stories.programs import running
@@ -46,7 +46,7 @@ async def others_had_their_turn(client: Client, key: str, marks: Marks) -> int:
     """Have another task of this key done: what was before it in the queue has come by then."""
     marks.say("other")
     job_id = await submit(client, task(key, marks, word="other"), "other")
-    assert (await client.wait(job_id))["status"] == "succeeded"
+    assert (await ended(client, job_id))["status"] == "succeeded"
     (task_id,) = await ids(client, job_id)
     return task_id
 
@@ -64,7 +64,7 @@ async def test_after_a_cancel_queued_tasks_never_start_and_running_ones_are_told
 
         await client.cancel(job_id)
 
-        job = await client.wait(job_id)
+        job = await ended(client, job_id)
         assert await marks.seen("cancelled") == [running_one._replace(what="cancelled")]
         marks.say()
         other = await others_had_their_turn(client, key, marks)
@@ -107,7 +107,7 @@ async def test_what_waits_for_a_worker_or_for_a_better_time_can_be_cancelled(sta
 
         await client.cancel(job_id)
 
-        assert (await client.wait(job_id))["status"] == "cancelled"
+        assert (await ended(client, job_id))["status"] == "cancelled"
         assert await states(client, job_id) == [499, 499]
         with pytest.raises(RefusedByServer, match="409"):
             await client.cancel(job_id)
@@ -141,7 +141,7 @@ async def test_a_paused_job_starts_nothing_until_it_is_resumed(start: Start, mar
 
         await client.resume(job_id)
 
-        assert (await client.wait(job_id))["status"] == "succeeded"
+        assert (await ended(client, job_id))["status"] == "succeeded"
         assert sorted(marks.tasks("finished")) == sorted([*await ids(client, job_id), other])
 
 
@@ -163,7 +163,7 @@ async def test_a_paused_key_starts_nothing_until_it_is_resumed(start: Start, mar
         await client.resume_key("GATE")
 
         for job_id in (before, after):
-            assert (await client.wait(job_id))["status"] == "succeeded"
+            assert (await ended(client, job_id))["status"] == "succeeded"
         assert len(marks.all("started")) == 3
 
 
@@ -177,7 +177,7 @@ async def has_succeeded(client: Client, task_id: int) -> bool:
 async def test_a_reset_task_waits_until_its_predecessor_has_finished_again(start: Start) -> None:
     async with start(Echo) as client:
         job_id = await submit(client, sequence("ECHO", "ECHO"))
-        await client.wait(job_id)
+        await ended(client, job_id)
         first, second = await ids(client, job_id)
 
         reset = await client.reset_task(second)
@@ -185,7 +185,7 @@ async def test_a_reset_task_waits_until_its_predecessor_has_finished_again(start
         assert (reset["task_state"], reset["task_msg"]) == (201, "Reset")
         assert (await client.explain(second))["reason"] == "reset"
         await client.force_task(first)
-        assert (await client.wait(job_id))["status"] == "succeeded"
+        assert (await ended(client, job_id))["status"] == "succeeded"
         assert [(await client.task(ident))["attempt"] for ident in (first, second)] == [2, 2]
 
 
@@ -193,13 +193,13 @@ async def test_a_reset_task_runs_when_its_job_is_retried(start: Start) -> None:
     """And what succeeded is kept."""
     async with start(Echo) as client:
         job_id = await submit(client, sequence("ECHO", "ECHO"))
-        await client.wait(job_id)
+        await ended(client, job_id)
         first, second = await ids(client, job_id)
         await client.reset_task(second)
 
         await client.retry(job_id)
 
-        assert (await client.wait(job_id))["status"] == "succeeded"
+        assert (await ended(client, job_id))["status"] == "succeeded"
         attempts = [(await client.task(ident))["attempts"] for ident in (first, second)]
         assert [[one["state"] for one in some] for some in attempts] == [[200], [200, 200]]
 
@@ -211,7 +211,7 @@ async def test_a_failed_task_runs_again_once_it_is_mended(
     """Retried by its job, by itself, or with all that failed like it."""
     async with start(Echo, Mended) as client:
         job_id = await submit(client, sequence("ECHO", task("MENDED", marks), "ECHO"))
-        assert (await client.wait(job_id))["status"] == "failed"
+        assert (await ended(client, job_id))["status"] == "failed"
         assert await states(client, job_id) == [200, 404, 201]
         first, failed, last = await ids(client, job_id)
 
@@ -223,7 +223,7 @@ async def test_a_failed_task_runs_again_once_it_is_mended(
         else:
             assert (await client.retry_key("MENDED", 404))["retried"] == 1
 
-        assert (await client.wait(job_id))["status"] == "succeeded"
+        assert (await ended(client, job_id))["status"] == "succeeded"
         tasks = [await client.task(ident) for ident in (first, failed, last)]
         assert [one["attempt"] for one in tasks] == [1, 2, 1]
         assert [attempt["state"] for attempt in tasks[1]["attempts"]] == [404, 200]
@@ -239,7 +239,7 @@ async def test_a_retry_leaves_alone_what_is_done_or_runs(start: Start, marks: Ma
         await client.retry(job_id)
 
         marks.say()
-        assert (await client.wait(job_id))["status"] == "succeeded"
+        assert (await ended(client, job_id))["status"] == "succeeded"
         assert [row["attempt"] for row in await client.tasks(job_id)] == [1, 1]
         assert len(marks.all("started")) == 1
 
@@ -257,7 +257,7 @@ async def test_a_forced_retry_tells_the_old_attempt_and_fences_it_off(
 
         await marks.seen("started", 2)
         marks.say()
-        job = await client.wait(job_id)
+        job = await ended(client, job_id)
         (row,) = [await client.task(ident) for ident in await ids(client, job_id)]
         assert marks.all() == [
             old,
@@ -279,12 +279,12 @@ async def test_an_old_attempt_that_ends_after_the_new_one_changes_nothing(
         await client.force_task(old.task_id)
         await marks.seen("started", 2)
         marks.say("go-2")
-        await client.wait(job_id)
+        await ended(client, job_id)
 
         marks.say("go-1")
 
         await marks.seen("finished", 2)
-        await client.wait(await submit(client, sequence(*["ECHO"] * 3), "y"))
+        await ended(client, await submit(client, sequence(*["ECHO"] * 3), "y"))
         job = await client.job(job_id)
         assert marks.all("finished") == [
             Mark("finished", old.task_id, 2),
@@ -318,4 +318,4 @@ async def test_a_job_that_is_deleted_while_it_runs_leaves_no_trace(
         spec = {"source_url": "/elsewhere", "source_id": "x", "tasks": task("GATE", marks)}
         marks.say()
         again = await client.submit(spec)
-        assert (await client.wait(again["job_id"]))["status"] == "succeeded"
+        assert (await ended(client, again["job_id"]))["status"] == "succeeded"

@@ -1,6 +1,5 @@
 """Processes are killed in the middle of things; every job ends all the same, and once."""
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -10,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from dane_core.client import Client
-from tests.stories.both_ways import BRISK, Real, as_environment, starting
+from tests.stories.both_ways import BRISK, Real, as_environment, ended, starting
 from tests.stories.marks import Marks, until
 from tests.stories.programs import Program, running
 
@@ -50,7 +49,7 @@ async def test_a_task_whose_worker_is_killed_is_done_by_another(
         async with worker(real, tmp_path):
             await marks.seen("started", 2)
             marks.say()
-            job = await client.wait(job["job_id"])
+            job = await ended(client, job["job_id"])
         (task,) = await details(client, job)
 
     assert job["status"] == "succeeded"
@@ -74,7 +73,7 @@ async def test_a_worker_that_is_told_to_stop_finishes_what_it_does(
         await until(lambda: "draining" in only.err)
         marks.say()
         code = await only.ended()
-        job = await client.wait(job["job_id"])
+        job = await ended(client, job["job_id"])
         (task,) = await details(client, job)
 
     assert code == 0
@@ -98,7 +97,7 @@ async def test_what_a_stopping_worker_cannot_finish_is_handed_back_with_no_attem
         async with worker(real, tmp_path):
             await marks.seen("started", 2)
             marks.say()
-            job = await client.wait(job["job_id"])
+            job = await ended(client, job["job_id"])
         (task,) = await details(client, job)
 
     assert code == 0
@@ -173,8 +172,7 @@ async def post_jobs(client: Client, marks: Marks) -> list[int]:
 async def ends(client: Client, ids: Sequence[int]) -> list[Json]:
     """How jobs ended, with all that is known of their tasks."""
     assert sorted(job["job_id"] for job in await client.jobs(limit=100)) == sorted(ids)
-    async with asyncio.timeout(60):
-        jobs = [await client.wait(job_id) for job_id in ids]
+    jobs = [await ended(client, job_id) for job_id in ids]
     return [{**job, "details": await details(client, job)} for job in jobs]
 
 

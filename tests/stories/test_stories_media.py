@@ -11,7 +11,7 @@ from PIL import Image
 
 from dane_core.client import Client
 from dane_core.worker.discover import installed_worker
-from tests.stories.both_ways import BRISK, READY_MADE, Real, as_environment, starting
+from tests.stories.both_ways import BRISK, READY_MADE, Real, as_environment, ended, starting
 from tests.stories.programs import running
 from tests.stories.snapshot import Json, snapshot
 from tests.stories.sources import CLIP, CLIP_SECONDS, PICTURE, make_sources, served
@@ -97,9 +97,8 @@ async def ends(client: Client, sources: Path, web: str, folder: Path) -> dict[st
         url = f"{web}/{name[4:]}" if name.startswith("web/") else str(sources / name)
         spec = {"source_url": url, "source_id": name, "tasks": SPEC}
         jobs[name] = (await client.submit(spec))["job_id"]
-    async with asyncio.timeout(60):
-        for job_id in jobs.values():
-            await client.wait(job_id)
+    for job_id in jobs.values():
+        await ended(client, job_id)
     found = {name: await snapshot(client, job_id, folder) for name, job_id in jobs.items()}
     return {name: {**job, "picture": thumbnail_of(job, folder)} for name, job in found.items()}
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from dane_core.client import Client
-from tests.stories.both_ways import Start, starting
+from tests.stories.both_ways import Start, ended, starting
 from tests.stories.cast import Echo, Fail, Isolated
 from tests.stories.marks import eventually
 
@@ -95,7 +95,7 @@ async def test_a_nested_job_of_01_is_done_when_its_client_looks(old: Any, start:
     async with start(Echo, Isolated) as client:
         _, text = await asyncio.to_thread(post_bare, f"{client.url}/DANE/job", job.to_json())
         job_id = old.Job.from_json(text).job_id
-        await client.wait(job_id)
+        await ended(client, job_id)
 
         seen = await read(client, f"/DANE/job/{job_id}?shape=0.1")
 
@@ -116,7 +116,7 @@ async def test_a_failed_job_of_01_tells_the_state_of_its_furthest_task(
 ) -> None:
     async with embedded(Echo, Fail) as client:
         job_id = await post_job(client, old, {"taskSequential": ["ECHO", "FAIL", "ECHO"]})
-        await client.wait(job_id)
+        await ended(client, job_id)
 
         failed = old.Job.from_json(await read(client, f"/DANE/job/{job_id}?shape=0.1"))
 
@@ -147,7 +147,7 @@ async def test_01_finds_jobs_in_progress_and_jobs_of_a_source(old: Any, embedded
         done = await post_job(client, old, "ECHO", source_id="A/1")
         failed = await post_job(client, old, "FAIL", source_id="A/1")
         for job_id in (done, failed):
-            await client.wait(job_id)
+            await ended(client, job_id)
         waiting = await post_job(client, old, "NOBODY", source_id="A/2")
 
         inprogress = json.loads(await read(client, "/DANE/job/inprogress"))
@@ -165,15 +165,15 @@ async def test_01_acts_on_jobs_and_tasks_by_get_where_that_is_allowed(
     """Retry, forceretry, reset and delete, each read back by the library."""
     async with embedded(Echo, Fail, COMPAT={"GET_ACTIONS": True}) as client:
         job_id = await post_job(client, old, {"taskSequential": ["ECHO", "FAIL"]})
-        await client.wait(job_id)
+        await ended(client, job_id)
         echo, fail = [task["task_id"] for task in await client.tasks(job_id)]
 
         retried = old.Job.from_json(await read(client, f"/DANE/job/{job_id}/retry"))
-        await client.wait(job_id)
+        await ended(client, job_id)
         retry = old.Task.from_json(await read(client, f"/DANE/task/{fail}/retry"))
-        await client.wait(job_id)
+        await ended(client, job_id)
         forced = old.Task.from_json(await read(client, f"/DANE/task/{echo}/forceretry"))
-        await client.wait(job_id)
+        await ended(client, job_id)
         attempts = [(await client.task(task_id))["attempt"] for task_id in (echo, fail)]
         reset = old.Task.from_json(await read(client, f"/DANE/task/{fail}/reset"))
         deleted = await http(client, "GET", f"/DANE/job/{job_id}/delete")
@@ -191,7 +191,7 @@ async def test_without_leave_a_get_of_01_changes_nothing_and_says_how_to_get_it(
 ) -> None:
     async with embedded(Echo) as client:
         job_id = await post_job(client, old, "ECHO")
-        await client.wait(job_id)
+        await ended(client, job_id)
 
         answer = await http(client, "GET", f"/DANE/job/{job_id}/delete")
         still = await http(client, "GET", f"/DANE/job/{job_id}")

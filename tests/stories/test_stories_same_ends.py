@@ -13,7 +13,7 @@ import pytest
 from dane_core.client import Client
 from dane_core.errors import RefusedByServer
 from tests.stories import cast
-from tests.stories.both_ways import BRISK, Real, as_environment, starting
+from tests.stories.both_ways import BRISK, Real, as_environment, ended, starting
 from tests.stories.late import Late
 from tests.stories.marks import eventually
 from tests.stories.programs import running
@@ -236,7 +236,7 @@ def embedded_ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Json]:
             await wait_for_all(client, jobs)
             refused = await refusal(client)
         async with start(*cast.EVERYONE, Late) as client:
-            await client.wait(jobs[LATECOMER])
+            await ended(client, jobs[LATECOMER])
             return {**await snapshots(client, jobs, folder), "refused": refused}
 
     return asyncio.run(tell())
@@ -265,7 +265,7 @@ def real_ends(services: Real, tmp_path_factory: pytest.TempPathFactory) -> dict[
             await wait_for_all(client, jobs)
             refused = await refusal(client)
             await work(LATE_FILE)
-            await client.wait(jobs[LATECOMER])
+            await ended(client, jobs[LATECOMER])
             return {**await snapshots(client, jobs, folder), "refused": refused}
 
     return asyncio.run(tell())
