@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 PYTHON := $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		&& { command -v "$$python"; break; }; done)
-# Tests in this many processes; each has a database and a virtual host of its own.
-JOBS ?= 2
+# Tests in this many processes, twice the cores: many of them wait for a service. Each has a database and a virtual host of its own.
+JOBS ?= 4
 
 .PHONY: help demo test check format lock clean
 .DEFAULT_GOAL := help

@@ -131,7 +131,7 @@ class Desk:
 
     async def hear_either(self, one: type[R], other: type[S]) -> R | S:
         """The next report of two kinds."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 for report in self._unheard:
                     if isinstance(report, one | other):
