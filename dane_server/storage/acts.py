@@ -16,10 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dane_core.errors import IllegalMove, NotFound
 from dane_core.job import JobId, TaskId
 from dane_core.routing import MAX_PRIORITY
-from dane_core.states import SENT, JobStatus, TaskState
-from dane_server.storage import statements as sql
+from dane_core.states import SENT, SETTLED, JobStatus, TaskState
 from dane_server.storage.engine import Store
 from dane_server.storage.release import reopen_after, reopen_before
+from dane_server.storage.statements import act as sql
+from dane_server.storage.statements import presence, recording
+from dane_server.storage.statements.release import still_waiting
 from dane_server.storage.tally import Tally
 
 _SOME: Final = 500
@@ -31,7 +33,7 @@ _RETRIABLE: Final = (
     TaskState.CANCELLED,
     TaskState.FAILED,
 )
-_UNSETTLED: Final = tuple(map(TaskState, sql.UNSETTLED))
+_UNSETTLED: Final = tuple(state for state in TaskState if state not in SETTLED)
 _SENT: Final = (TaskState.DISPATCHING, TaskState.QUEUED)
 _OVER: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 #: An attempt is on its way, or may be; taking the task away from it ends it.
@@ -210,8 +212,8 @@ class Acts:
 
     async def _set_key(self, key: str, *, paused: bool) -> None:
         async def unit(connection: AsyncConnection) -> None:
-            await connection.execute(sql.add_task_keys().values(task_key=key))
-            await connection.execute(sql.change_task_key(key).values(paused=paused))
+            await connection.execute(presence.add_task_keys().values(task_key=key))
+            await connection.execute(presence.change_task_key(key).values(paused=paused))
 
         await self._store.write(unit)
 
@@ -269,13 +271,13 @@ async def _job(connection: AsyncConnection, job_id: JobId) -> sa.Row[Any]:
 
 
 async def _living(connection: AsyncConnection, job_id: int) -> bool:
-    return (await connection.scalars(sql.living_jobs([job_id]))).one_or_none() is not None
+    return (await connection.scalars(recording.living_jobs([job_id]))).one_or_none() is not None
 
 
 async def _again(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> None:
     """Run tasks again: at once, or when their predecessors are done."""
     await reopen_before(connection, [row.id for row in rows if row.pending == 0])
-    waiting = set(await connection.scalars(sql.still_waiting([row.id for row in rows])))
+    waiting = set(await connection.scalars(still_waiting([row.id for row in rows])))
     await _start_over(connection, [r for r in rows if r.id not in waiting], TaskState.READY, tally)
     await _start_over(connection, [r for r in rows if r.id in waiting], TaskState.BLOCKED, tally)
 
@@ -301,7 +303,7 @@ async def _close_attempts(connection: AsyncConnection, rows: Sequence[sa.Row[Any
     """What was under way ends here, whatever its worker may still answer."""
     under_way = [row for row in rows if TaskState(row.state) in _AT_WORK]
     if under_way:
-        await connection.execute(sql.add_attempts(), [_closed(row) for row in under_way])
+        await connection.execute(recording.add_attempts(), [_closed(row) for row in under_way])
 
 
 def _closed(row: sa.Row[Any]) -> dict[str, Any]:

@@ -73,3 +73,13 @@ def _json_text_sqlite(element: json_text, compiler: SQLCompiler, **kw: Any) -> s
     members = f"json_each({compiler.process(document, **kw)}) AS m"
     text = "CASE WHEN m.type IN ('true','false','null') THEN m.type ELSE CAST(m.value AS TEXT) END"
     return f"(SELECT {text} FROM {members} WHERE m.key = {member})"  # noqa: S608 - all our own
+
+
+def insert_missing(table: sa.Table) -> sa.Insert:
+    """An insert that leaves a row with the same key as it is; one under way makes it wait."""
+    return (
+        sa.insert(table)
+        .prefix_with("IGNORE", dialect="mysql")
+        .prefix_with("IGNORE", dialect="mariadb")
+        .prefix_with("OR IGNORE", dialect="sqlite")
+    )

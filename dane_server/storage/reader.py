@@ -15,8 +15,8 @@ from dane_core.message import INLINE_LIMIT, Offer
 from dane_core.routing import MAX_PRIORITY
 from dane_core.states import FACES, JobStatus, TaskState
 from dane_server.storage import questions as ask
+from dane_server.storage.chunk import chunks
 from dane_server.storage.engine import Store
-from dane_server.storage.release import chunks
 from dane_server.storage.view import (
     Claim,
     JobHead,

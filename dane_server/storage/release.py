@@ -6,24 +6,18 @@ the node went ahead (`edge.reopened`). The transaction that brings it to 0 lets 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.states import TaskState
-from dane_server.storage import statements as sql
+from dane_server.storage.chunk import chunks
+from dane_server.storage.statements import release as sql
 from dane_server.storage.tally import Tally
 
 _CHUNK: Final = 1000
-
-
-def chunks(items: Iterable[Any], size: int = _CHUNK) -> Iterator[list[Any]]:
-    """Lists of at most `size` items, in order: what fits into one statement."""
-    listed = list(items)
-    for start in range(0, len(listed), size):
-        yield listed[start : start + size]
 
 
 async def release(

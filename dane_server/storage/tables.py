@@ -1,5 +1,6 @@
 """The tables. `migrations/` creates exactly these; a test compares the two."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -28,6 +29,11 @@ def _text(length: int) -> TypeEngine[Any]:
         sa.String(length),
         mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_nopad_bin"),
     )
+
+
+def values_of(states: Iterable[TaskState]) -> list[str]:
+    """States as they stand in their column."""
+    return [state.value for state in states]
 
 
 #: Documents are JSON in a text column: MariaDB's JSON type refuses nesting deeper than 31.

@@ -6,7 +6,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.states import ACTIVE, TaskState
-from dane_server.storage import statements as sql
+from dane_server.storage.statements import recording as sql
 
 _COLUMNS: Final = {
     TaskState.HELD: "held",

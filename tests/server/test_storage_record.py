@@ -13,7 +13,8 @@ from dane_core.message import Ticket
 from dane_core.states import JobStatus, TaskState
 from dane_server.storage import tables
 from dane_server.storage.acts import Acts
-from dane_server.storage.writer import Writer, retry_delay
+from dane_server.storage.recording import retry_delay
+from dane_server.storage.writer import Writer
 from tests.server.audit import audit, read_books
 from tests.server.crash import Crash, Crashing, Holding
 from tests.server.ledger import (

@@ -1,0 +1,203 @@
+"""Writes down how attempts ended and lets go what waited for them, inside a transaction."""
+
+from collections import defaultdict
+from collections.abc import Container, Sequence
+from datetime import timedelta
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dane_core.job import Retry, TaskId
+from dane_core.message import Answer
+from dane_core.routing import MEDIA_TYPE
+from dane_core.states import IN_FLIGHT, TaskState, outcome_number, outcome_state
+from dane_server.storage.chunk import ROWS, chunks, fitting
+from dane_server.storage.claiming import claim_along
+from dane_server.storage.functions import later
+from dane_server.storage.release import release
+from dane_server.storage.statements import dispatch
+from dane_server.storage.statements import recording as sql
+from dane_server.storage.tally import Tally
+from dane_server.storage.view import Recorded
+
+
+async def record(
+    connection: AsyncConnection, answers: Sequence[Answer], *, window: int, lease: timedelta
+) -> Recorded:
+    """Record a batch of answers; of several for one task the first counts."""
+    rows = {
+        row.id: row
+        for some in chunks(sorted({a.ticket.task_id for a in answers}), ROWS)
+        for row in await connection.execute(sql.answered(some))
+    }
+    living = {
+        job.id: job.started_at
+        for job in await connection.execute(sql.living_jobs({row.job_id for row in rows.values()}))
+    }
+    valid: dict[int, _Settled] = {}
+    late: list[Answer] = []
+    for answer in answers:
+        row = rows.get(answer.ticket.task_id)
+        if row is None or row.id in valid or not _is_current(row, answer, living):
+            late.append(answer)
+        else:
+            valid[row.id] = _Settled(row, answer)
+    tally = Tally()
+    ready = await _settle(connection, list(valid.values()), tally) if valid else []
+    # Whoever sent them may have died before it could write down that it did.
+    jobs = {one.row.job_id for one in valid.values() if not living[one.row.job_id]}
+    if jobs:
+        await connection.execute(dispatch.start_jobs(sorted(jobs)))
+    claims = await claim_along(connection, ready[:ROWS], window, lease)
+    await tally.write(connection)
+    return Recorded(
+        settled={TaskId(task_id): one.state for task_id, one in valid.items()},
+        late=late,
+        ready=[TaskId(task_id) for task_id in ready],
+        claims=claims,
+    )
+
+
+def _is_current(row: sa.Row[Any], answer: Answer, living: Container[int]) -> bool:
+    return (
+        row.attempt == answer.ticket.attempt
+        and TaskState(row.state) in IN_FLIGHT
+        and row.job_id in living
+    )
+
+
+def retry_delay(retry: Retry, tries: int) -> float:
+    """Seconds to wait before try number `tries` + 1: exponential, up to `max_delay`."""
+    return float(min(retry.delay * retry.factor**tries, retry.max_delay))
+
+
+class _Settled:
+    """One answer that counts, and what it makes of its task."""
+
+    def __init__(self, row: sa.Row[Any], answer: Answer) -> None:
+        self.row = row
+        self.answer = answer
+        self.retry = Retry(**orjson.loads(row.retry)) if row.retry else Retry()
+        self.number = outcome_number(answer.state)
+        self.state = outcome_state(answer.state)
+        if self.state is TaskState.BACKOFF and row.tries >= self.retry.limit:
+            self.state = TaskState.FAILED
+
+    @property
+    def lets_go(self) -> bool:
+        return self.state is TaskState.SUCCEEDED or (
+            self.state is TaskState.FAILED and self.row.allow_failure
+        )
+
+    @property
+    def started_at(self) -> Any:
+        if self.answer.runtime is None:
+            return self.row.started_at
+        return self.row.now - timedelta(seconds=min(max(self.answer.runtime, 0.0), 1e9))
+
+
+async def _settle(connection: AsyncConnection, settled: list[_Settled], tally: Tally) -> list[int]:
+    await _settle_tasks(connection, settled, tally)
+    await connection.execute(sql.add_attempts(), [_attempt_row(one) for one in settled])
+    await _settle_answers(connection, settled)
+    leaving = [one.row for one in settled if one.lets_go and one.row.fanout]
+    return await release(
+        connection,
+        [row.id for row in leaving if not row.released],
+        [row.id for row in leaving if row.released],
+        tally,
+    )
+
+
+async def _settle_tasks(connection: AsyncConnection, settled: list[_Settled], tally: Tally) -> None:
+    groups: defaultdict[tuple[TaskState, int, bool], list[_Settled]] = defaultdict(list)
+    for one in settled:
+        groups[one.state, one.number, one.lets_go].append(one)
+        tally.move(
+            one.row.job_id,
+            TaskState(one.row.state),
+            one.state,
+            allow_failure=one.row.allow_failure,
+        )
+    for (state, outcome, lets_go), alike in sorted(groups.items()):
+        if state is TaskState.BACKOFF:
+            for one in alike:
+                await connection.execute(_back_off(one))
+            continue
+        values: dict[str, Any] = {
+            "outcome": outcome,
+            "message": sql.by_task({one.row.id: one.answer.message for one in alike}),
+            "worker": sql.by_task({one.row.id: one.answer.worker for one in alike}),
+            "started_at": sql.by_task({one.row.id: one.started_at for one in alike}),
+            "finished_at": alike[0].row.now,
+            "due_at": None,
+        }
+        if lets_go:
+            values["released"] = True
+        await connection.execute(sql.settle([one.row.id for one in alike], state, values))
+
+
+def _back_off(one: _Settled) -> sa.Update:
+    return sql.settle(
+        [one.row.id],
+        TaskState.BACKOFF,
+        {
+            "outcome": one.number,
+            "message": one.answer.message,
+            "attempt": one.row.attempt + 1,
+            "tries": one.row.tries + 1,
+            "worker": one.answer.worker,
+            "queued_at": None,
+            "started_at": None,
+            "due_at": later(retry_delay(one.retry, one.row.tries)),
+        },
+    )
+
+
+def _attempt_row(one: _Settled) -> dict[str, Any]:
+    return {
+        "task_id": one.row.id,
+        "number": one.row.attempt,
+        "worker": one.answer.worker or one.row.worker,
+        "outcome": one.number,
+        "message": one.answer.message,
+        "queued_at": one.row.queued_at,
+        "started_at": one.started_at,
+        "finished_at": one.row.now,
+        "runtime": one.answer.runtime,
+    }
+
+
+async def _settle_answers(connection: AsyncConnection, settled: list[_Settled]) -> None:
+    """Keep the responses; one of an earlier attempt makes room for the new one."""
+    said = [one for one in settled if one.answer.response or one.state is TaskState.SUCCEEDED]
+    before = [one.row.id for one in settled if one.row.attempt > 1]
+    for some in chunks(before, ROWS):
+        await connection.execute(sql.drop_answers(some))
+    for some in fitting([_answer_row(one) for one in said]):
+        if some:
+            await connection.execute(sql.add_answers(), some)
+    for one in said:
+        if media_type := _found_type(one):
+            await connection.execute(sql.learn_type(one.row.job_id, media_type))
+
+
+def _found_type(one: _Settled) -> str | None:
+    """The media type that DOWNLOAD saw in the source."""
+    media_type = one.answer.response.get("file_type")
+    if one.row.task_key != "DOWNLOAD" or not isinstance(media_type, str):
+        return None
+    return media_type.lower() if MEDIA_TYPE.fullmatch(media_type.lower()) else None
+
+
+def _answer_row(one: _Settled) -> dict[str, Any]:
+    return {
+        "task_id": one.row.id,
+        "job_id": one.row.job_id,
+        "task_key": one.row.task_key,
+        "solo": one.row.solo,
+        "attempt": one.row.attempt,
+        "body": orjson.dumps(one.answer.response).decode(),
+    }

@@ -1,0 +1,199 @@
+"""Questions and changes of an operator, each a function named after it. No I/O here."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from dane_core.states import SENT, TaskState
+from dane_server.storage.functions import now
+from dane_server.storage.tables import (
+    answers,
+    attempts,
+    deletions,
+    edges,
+    jobs,
+    once,
+    sources,
+    task_keys,
+    tasks,
+    values_of,
+)
+
+ACTED: Final = (
+    tasks.c.id,
+    tasks.c.job_id,
+    tasks.c.state,
+    tasks.c.attempt,
+    tasks.c.pending,
+    tasks.c.released,
+    tasks.c.allow_failure,
+    tasks.c.worker,
+    tasks.c.queued_at,
+    tasks.c.started_at,
+    now().label("now"),
+)
+
+
+def one_task(task_id: int) -> sa.Select[Any]:
+    return (
+        sa.select(*ACTED)
+        .where(tasks.c.id == task_id, tasks.c.task_key.is_not(None))
+        .with_for_update()
+    )
+
+
+def tasks_of_job(job_id: int, state: TaskState, after: int, limit: int) -> sa.Select[Any]:
+    """Tasks of a job in a state, in order, those behind the `place` where one stopped."""
+    return (
+        sa.select(*ACTED, tasks.c.seq.label("place"))
+        .with_hint(tasks, "FORCE INDEX (task_job)", "mysql")
+        .where(
+            tasks.c.job_id == job_id,
+            tasks.c.state == state,
+            tasks.c.seq > after,
+            tasks.c.task_key.is_not(None),
+        )
+        .order_by(tasks.c.seq)
+        .limit(limit)
+        .with_for_update()
+    )
+
+
+def tasks_of_key(
+    key: str, state: TaskState, rank: int, outcome: int | None, after: int, limit: int
+) -> sa.Select[Any]:
+    """Tasks of a key in a state, those behind the `place` where one stopped.
+
+    One rank at a time: then the index gives them in order, and no others are locked.
+    """
+    chosen = (
+        sa.select(*ACTED, tasks.c.id.label("place"))
+        .with_hint(tasks, "FORCE INDEX (task_ready)", "mysql")
+        .where(
+            tasks.c.state == state,
+            tasks.c.task_key == key,
+            tasks.c.rank == rank,
+            tasks.c.id > after,
+        )
+    )
+    if outcome is not None:
+        chosen = chosen.where(tasks.c.outcome == outcome)
+    return chosen.order_by(tasks.c.id).limit(limit).with_for_update()
+
+
+def again(ids: Sequence[int], state: TaskState, message: str | None = None) -> sa.Update:
+    """Start over with a new attempt, in this state."""
+    return (
+        sa.update(tasks)
+        .where(tasks.c.id.in_(ids))
+        .values(
+            state=state,
+            attempt=tasks.c.attempt + 1,
+            tries=0,
+            outcome=None,
+            message=message,
+            due_at=now(),
+            progress=None,
+            worker=None,
+            queued_at=None,
+            started_at=None,
+            finished_at=None,
+        )
+    )
+
+
+def cancel(ids: Sequence[int]) -> sa.Update:
+    return (
+        sa.update(tasks)
+        .where(tasks.c.id.in_(ids))
+        .values(
+            state=TaskState.CANCELLED, outcome=499, message=None, due_at=None, finished_at=now()
+        )
+    )
+
+
+def recall(ids: Sequence[int]) -> sa.Update:
+    """Take back what lies in a queue: the message there is stale from now on."""
+    return (
+        sa.update(tasks)
+        .where(tasks.c.id.in_(ids), tasks.c.state.in_(values_of(SENT)))
+        .values(state=TaskState.READY, dispatch=tasks.c.dispatch + 1, due_at=now())
+    )
+
+
+def flag_job(job_id: int, **flags: bool) -> sa.Update:
+    return sa.update(jobs).where(jobs.c.id == job_id).values(**flags)
+
+
+def job_for_act(job_id: int) -> sa.Select[Any]:
+    return (
+        sa.select(jobs.c.id, jobs.c.status, jobs.c.paused, jobs.c.source_id)
+        .where(jobs.c.id == job_id)
+        .with_for_update()
+    )
+
+
+def jobs_cancelling() -> sa.Select[Any]:
+    return sa.select(jobs.c.id).where(jobs.c.cancelling).limit(100)
+
+
+def jobs_with_stray_tasks() -> sa.Select[Any]:
+    """Paused jobs that still have tasks in queues."""
+    stray = sa.exists().where(tasks.c.job_id == jobs.c.id, tasks.c.state.in_(values_of(SENT)))
+    return sa.select(jobs.c.id).where(jobs.c.paused, stray).limit(100)
+
+
+def keys_with_stray_tasks() -> sa.Select[Any]:
+    """Paused keys that still have tasks in their queue."""
+    stray = sa.exists().where(
+        tasks.c.task_key == task_keys.c.task_key, tasks.c.state.in_(values_of(SENT))
+    )
+    return sa.select(task_keys.c.task_key).where(task_keys.c.paused, stray)
+
+
+def drop_job(job_id: int) -> sa.Delete:
+    return sa.delete(jobs).where(jobs.c.id == job_id)
+
+
+def drop_request_keys_of(job_id: int) -> sa.Delete:
+    return sa.delete(once).where(once.c.job_id == job_id)
+
+
+def hold_source(source_id: str) -> sa.Select[Any]:
+    return sa.select(sources.c.source_id).where(sources.c.source_id == source_id).with_for_update()
+
+
+def forget_source(source_id: str) -> sa.Delete:
+    """Forget a source that no job has any more."""
+    used = sa.exists().where(jobs.c.source_id == source_id)
+    return sa.delete(sources).where(sources.c.source_id == source_id, sa.not_(used))
+
+
+def bury(job_id: int) -> sa.Insert:
+    return sa.insert(deletions).values(job_id=job_id)
+
+
+def buried() -> sa.Select[Any]:
+    return sa.select(deletions.c.job_id).limit(100)
+
+
+def bury_for_good(job_id: int) -> sa.Delete:
+    return sa.delete(deletions).where(deletions.c.job_id == job_id)
+
+
+def some_tasks_of(job_id: int, limit: int) -> sa.Select[Any]:
+    return sa.select(tasks.c.id).where(tasks.c.job_id == job_id).limit(limit)
+
+
+def drop_tasks(ids: Sequence[int]) -> Sequence[sa.Delete]:
+    """Some tasks, and everything that hangs on them.
+
+    The tasks first: that waits for whoever is recording an answer of one, and then sees it.
+    """
+    return (
+        sa.delete(tasks).where(tasks.c.id.in_(ids)),
+        sa.delete(edges).where(edges.c.src.in_(ids)),
+        sa.delete(attempts).where(attempts.c.task_id.in_(ids)),
+        sa.delete(answers).where(answers.c.task_id.in_(ids)),
+    )

@@ -1,0 +1,125 @@
+"""Questions and changes along the edges of a graph, each a function named after it. No I/O here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from dane_core.states import TaskState
+from dane_server.storage.functions import now
+from dane_server.storage.tables import (
+    edges,
+    tasks,
+)
+
+
+def successors(ids: Sequence[int]) -> sa.Select[Any]:
+    """What waits for these nodes, and for how many of them."""
+    return (
+        sa.select(edges.c.dst, sa.func.count())
+        .where(edges.c.src.in_(ids))
+        .group_by(edges.c.dst)
+        .order_by(edges.c.dst)
+    )
+
+
+def reopened_successors(ids: Sequence[int]) -> sa.Select[Any]:
+    return successors(ids).where(edges.c.reopened)
+
+
+def close_edges(ids: Sequence[int]) -> sa.Update:
+    return sa.update(edges).where(edges.c.src.in_(ids), edges.c.reopened).values(reopened=False)
+
+
+def reopen_edges(pairs: Sequence[tuple[int, int]]) -> sa.Update:
+    return (
+        sa.update(edges).where(sa.tuple_(edges.c.src, edges.c.dst).in_(pairs)).values(reopened=True)
+    )
+
+
+def wait_for_more(ids: Sequence[int], change: int) -> sa.Update:
+    """Change the number of predecessors some nodes wait for."""
+    return sa.update(tasks).where(tasks.c.id.in_(ids)).values(pending=tasks.c.pending + change)
+
+
+def free_nodes(ids: Sequence[int]) -> sa.Select[Any]:
+    """Those of these nodes that wait for nothing any more, and have not gone ahead yet."""
+    return (
+        sa.select(
+            tasks.c.id,
+            tasks.c.job_id,
+            tasks.c.task_key,
+            tasks.c.state,
+            tasks.c.released,
+        )
+        .where(
+            tasks.c.id.in_(ids),
+            tasks.c.pending == 0,
+            tasks.c.state.in_([TaskState.BLOCKED, TaskState.HELD]),
+        )
+        .order_by(tasks.c.id)
+    )
+
+
+def still_waiting(ids: Sequence[int]) -> sa.Select[Any]:
+    return sa.select(tasks.c.id).where(tasks.c.id.in_(ids), tasks.c.pending > 0)
+
+
+def pass_joins(ids: Sequence[int]) -> sa.Update:
+    return (
+        sa.update(tasks).where(tasks.c.id.in_(ids)).values(state=TaskState.SUCCEEDED, released=True)
+    )
+
+
+def make_ready(ids: Sequence[int]) -> sa.Update:
+    return (
+        sa.update(tasks)
+        .where(tasks.c.id.in_(ids))
+        .values(state=TaskState.READY, due_at=now(), message=None)
+    )
+
+
+def onward(ids: Sequence[int]) -> sa.Select[Any]:
+    """Edges out of nodes that were done once, with the node at the other end.
+
+    Locked: two nodes in front of one join may begin anew at the same time.
+    """
+    return (
+        sa.select(
+            edges.c.src,
+            edges.c.dst,
+            edges.c.reopened,
+            tasks.c.task_key,
+            tasks.c.state,
+            tasks.c.pending,
+        )
+        .join_from(edges, tasks, tasks.c.id == edges.c.dst)
+        .where(edges.c.src.in_(ids))
+        .order_by(edges.c.src, edges.c.dst)
+        .with_for_update()
+    )
+
+
+def undone_again(ids: Sequence[int]) -> sa.Select[Any]:
+    """Edges into some nodes from those that had let them go, but are not done now.
+
+    Locked: one that is about to be done must see who waits for it again.
+    """
+    forgiven = sa.and_(tasks.c.state == TaskState.FAILED, tasks.c.allow_failure)
+    return (
+        sa.select(edges.c.src, edges.c.dst)
+        .join_from(edges, tasks, tasks.c.id == edges.c.src)
+        .where(
+            edges.c.dst.in_(ids),
+            tasks.c.released,
+            sa.not_(edges.c.reopened),
+            tasks.c.state != TaskState.SUCCEEDED,
+            sa.not_(forgiven),
+        )
+        .order_by(edges.c.dst, edges.c.src)
+        .with_for_update()
+    )
+
+
+def block_joins(ids: Sequence[int]) -> sa.Update:
+    return sa.update(tasks).where(tasks.c.id.in_(ids)).values(state=TaskState.BLOCKED)

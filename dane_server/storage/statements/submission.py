@@ -1,0 +1,59 @@
+"""Questions and changes of a submission, each a function named after it. No I/O here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from dane_server.storage.functions import insert_missing, now
+from dane_server.storage.tables import (
+    edges,
+    jobs,
+    once,
+    sources,
+    tasks,
+)
+
+
+def claim_request_keys() -> sa.Insert:
+    """Take Idempotency-Keys; one that another transaction is taking makes this one wait."""
+    return insert_missing(once).values(job_id=0, created_at=now())
+
+
+def request_keys(keys: Sequence[str]) -> sa.Select[Any]:
+    return sa.select(once.c.request_key, once.c.digest, once.c.job_id).where(
+        once.c.request_key.in_(keys)
+    )
+
+
+def settle_request_key(key: str, job_id: int) -> sa.Update:
+    return sa.update(once).where(once.c.request_key == key).values(job_id=job_id)
+
+
+def drop_request_keys(keys: Sequence[str]) -> sa.Delete:
+    return sa.delete(once).where(once.c.request_key.in_(keys))
+
+
+def add_sources() -> sa.Insert:
+    return insert_missing(sources)
+
+
+def source_urls(source_ids: Sequence[str]) -> sa.Select[Any]:
+    """Whose they are; held so that deleting a job cannot forget them in between."""
+    return (
+        sa.select(sources.c.source_id, sources.c.source_url)
+        .where(sources.c.source_id.in_(source_ids))
+        .with_for_update(read=True)
+    )
+
+
+def add_jobs() -> sa.Insert:
+    return sa.insert(jobs).values(created_at=now()).returning(jobs.c.id)
+
+
+def add_tasks() -> sa.Insert:
+    return sa.insert(tasks).values(due_at=now()).returning(tasks.c.id)
+
+
+def add_edges() -> sa.Insert:
+    return sa.insert(edges)

@@ -1,0 +1,188 @@
+"""Stores jobs with their tasks and edges, inside a transaction."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dane_core.errors import DaneError, KeyReused, SourceConflict
+from dane_core.job import JobId
+from dane_core.routing import MAX_PRIORITY
+from dane_core.states import TaskState
+from dane_server.storage.chunk import ROWS, chunks, fitting
+from dane_server.storage.statements import submission as sql
+from dane_server.storage.view import NewJob, Once, Submitted
+
+_Outcomes = dict[int, Submitted | DaneError]
+_Placed = list[tuple[int, NewJob]]
+
+
+async def store_jobs(
+    connection: AsyncConnection, new_jobs: Sequence[NewJob]
+) -> list[Submitted | DaneError]:
+    """Store jobs; in place of one that cannot be stored stands why. A bad one fails alone."""
+    echoes = _echoes(new_jobs)
+    placed = [(place, new) for place, new in enumerate(new_jobs) if place not in echoes]
+    outcomes = await _replayed(connection, placed)
+    outcomes |= await _in_conflict(connection, _without(placed, outcomes))
+    fresh = _without(placed, outcomes)
+    for (place, new), job_id in zip(
+        fresh, await _add_jobs(connection, [new for _, new in fresh]), strict=True
+    ):
+        outcomes[place] = Submitted(job_id=job_id, replayed=False)
+        if new.once:
+            await connection.execute(sql.settle_request_key(new.once.key, job_id))
+    refused = [
+        new.once.key
+        for place, new in placed
+        if new.once and isinstance(outcomes[place], SourceConflict)
+    ]
+    if refused:
+        await connection.execute(sql.drop_request_keys(refused))
+    outcomes |= {place: _echo(outcomes[first]) for place, first in echoes.items()}
+    return [outcomes[place] for place in range(len(new_jobs))]
+
+
+def _echoes(new_jobs: Sequence[NewJob]) -> dict[int, int]:
+    """Requests that another one of the same batch makes already, and which one that is."""
+    first: dict[Once, int] = {}
+    keyed = [(place, new.once) for place, new in enumerate(new_jobs) if new.once]
+    return {place: first[once] for place, once in keyed if first.setdefault(once, place) != place}
+
+
+def _echo(outcome: Submitted | DaneError) -> Submitted | DaneError:
+    return replace(outcome, replayed=True) if isinstance(outcome, Submitted) else outcome
+
+
+def _without(placed: _Placed, outcomes: _Outcomes) -> _Placed:
+    return [(place, new) for place, new in placed if place not in outcomes]
+
+
+async def _replayed(connection: AsyncConnection, placed: _Placed) -> _Outcomes:
+    """Take the request keys; for one that is taken, its job, or that it was another request."""
+    keyed = [(place, new.once) for place, new in placed if new.once]
+    outcomes: _Outcomes = {}
+    for place, wanted in keyed:
+        added = await connection.execute(
+            sql.claim_request_keys().values(request_key=wanted.key, digest=wanted.digest)
+        )
+        if added.rowcount:
+            continue
+        taken = (await connection.execute(sql.request_keys([wanted.key]))).one()
+        same = taken.digest == wanted.digest
+        outcomes[place] = (
+            Submitted(job_id=JobId(taken.job_id), replayed=True) if same else KeyReused(wanted.key)
+        )
+    return outcomes
+
+
+async def _in_conflict(connection: AsyncConnection, placed: _Placed) -> _Outcomes:
+    """One source_id always has one source_url: those that say otherwise."""
+    urls: dict[str, str] = {}
+    for _, new in placed:
+        urls.setdefault(new.spec.source_id, new.spec.source_url)
+    known: dict[str, str] = {}
+    for some in chunks(sorted(urls), ROWS):
+        await connection.execute(
+            sql.add_sources(),
+            [{"source_id": source_id, "source_url": urls[source_id]} for source_id in some],
+        )
+        rows = await connection.execute(sql.source_urls(some))
+        known |= {row.source_id: row.source_url for row in rows}
+    return {
+        place: SourceConflict(new.spec.source_id, known[new.spec.source_id])
+        for place, new in placed
+        if known[new.spec.source_id] != new.spec.source_url
+    }
+
+
+async def _add_jobs(connection: AsyncConnection, new_jobs: Sequence[NewJob]) -> list[JobId]:
+    if not new_jobs:
+        return []
+    job_rows = [_job_row(new) for new in new_jobs]
+    job_ids = [JobId(job_id) for job_id in await _add_rows(connection, sql.add_jobs(), job_rows)]
+    rows = [
+        row
+        for job_id, new in zip(job_ids, new_jobs, strict=True)
+        for row in _node_rows(job_id, new)
+    ]
+    node_ids = await _add_rows(connection, sql.add_tasks(), rows)
+    edges: list[dict[str, int]] = []
+    first = 0
+    for new in new_jobs:
+        edges += [
+            {"src": node_ids[first + src], "dst": node_ids[first + dst]}
+            for src, dst in new.graph.edges
+        ]
+        first += len(new.graph.pending)
+    for some in chunks(edges, 5000):
+        await connection.execute(sql.add_edges().values(some))
+    return job_ids
+
+
+async def _add_rows(
+    connection: AsyncConnection, statement: sa.Insert, rows: Sequence[dict[str, Any]]
+) -> list[int]:
+    """Insert rows and return their new ids, in the order of the rows.
+
+    The order of RETURNING is not promised; that the ids of one statement rise with its rows is
+    (InnoDB: auto-increment of simple inserts; SQLite: AUTOINCREMENT).
+    """
+    ids: list[int] = []
+    for some in fitting(rows):
+        ids += sorted(await connection.scalars(statement, some))
+    return ids
+
+
+def _job_row(new: NewJob) -> dict[str, Any]:
+    spec, graph = new.spec, new.graph
+    return {
+        "source_id": spec.source_id,
+        "source_url": spec.source_url,
+        "type": spec.type,
+        "priority": spec.priority,
+        "metadata": _json(spec.metadata),
+        "shared": _json(new.shared),
+        "tree": _json(graph.tree),
+        "total": len(graph.tasks),
+        "active": sum(pending == 0 for pending in graph.pending[: len(graph.tasks)]),
+    }
+
+
+def _node_rows(job_id: JobId, new: NewJob) -> list[dict[str, Any]]:
+    graph = new.graph
+    fanout = [0] * len(graph.pending)
+    for src, _ in graph.edges:
+        fanout[src] += 1
+    rows = []
+    for seq, pending in enumerate(graph.pending):
+        task = graph.tasks[seq] if seq < len(graph.tasks) else None
+        priority = new.spec.priority
+        if task is not None and task.priority is not None:
+            priority = task.priority
+        rows.append(
+            {
+                "job_id": job_id,
+                "seq": seq,
+                "task_key": task.key if task else None,
+                "name": task.name if task else None,
+                "args": _json(task.args) if task and task.args else None,
+                "rank": MAX_PRIORITY - priority,
+                "timeout": task.timeout if task else None,
+                "retry": _json(task.retry) if task and task.retry else None,
+                "allow_failure": bool(task and task.allow_failure),
+                "solo": seq in graph.solo,
+                "state": TaskState.BLOCKED if pending else TaskState.READY,
+                "pending": pending,
+                "fanin": pending,
+                "fanout": fanout[seq],
+            }
+        )
+    return rows
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()
