@@ -152,10 +152,10 @@ class Attempt:
                 return Failed("Cancelled", 499)
             case Stop.TIMED_OUT:
                 return Failed(f"ran longer than its timeout of {self.message.timeout:g} s", 504)
-            case Stop.DRAINED if work.done() and not work.cancelled():
-                return work.result()  # just in time
             case Stop.DRAINED:
-                return Refused(0.0, "the worker stops")
+                done = work.done() and not work.cancelled() and isinstance(work.result(), Done)
+                # Work that sees `task.cancelled` may fail for it, but nobody has cancelled it.
+                return work.result() if done else Refused(0.0, "the worker stops")
 
     # --- tell how it goes -------------------------------------------------------------------
 

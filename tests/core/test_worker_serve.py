@@ -52,6 +52,17 @@ class Says(Worker):
                 return Done({"a": 1}, "fine")
 
 
+class Watchful(Worker):
+    """Looks all the time whether it was cancelled, and then says so."""
+
+    key = "WATCHFUL"
+
+    async def work(self, task: TaskContext) -> None:
+        while not task.cancelled:
+            await asyncio.sleep(0)
+        raise Failed("Cancelled", 499)
+
+
 @pytest.fixture(autouse=True)
 def gate() -> asyncio.Event:
     Gate.entered, Gate.gate = asyncio.Queue(), asyncio.Event()
@@ -441,8 +452,9 @@ async def test_a_drain_finishes_what_runs_and_leaves_the_rest() -> None:
     assert await desk.waiting(Gate) == 1
 
 
-@pytest.mark.parametrize("worker", [Deaf, zoo.Stubborn])
+@pytest.mark.parametrize("worker", [Deaf, zoo.Stubborn, Watchful])
 async def test_what_does_not_end_within_the_grace_is_handed_back(worker: type[Worker]) -> None:
+    """Also where the work takes its end for a cancellation, and answers with it at once."""
     draining = asyncio.Event()
     pace = Pace(started=MOMENT, progress=MOMENT)
     async with served(worker, draining=draining, grace=MOMENT, pace=pace) as (desk, serving):
