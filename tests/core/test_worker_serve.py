@@ -58,7 +58,7 @@ class Watchful(Worker):
     key = "WATCHFUL"
 
     async def work(self, task: TaskContext) -> None:
-        while not task.cancelled:
+        while not task.cancelled:  # noqa: ASYNC110 - as its users do
             await asyncio.sleep(0)
         raise Failed("Cancelled", 499)
 
