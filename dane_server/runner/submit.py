@@ -87,6 +87,8 @@ class Submissions:
             except Exception:  # noqa: BLE001 - told to the one it concerns
                 for one in batch:
                     await self._store_alone(one)
+            # Whoever waits for an answer has it: a broker that is slow to take this is not theirs.
+            await self._bell.ring()
 
     async def _store_alone(self, one: _Waiting) -> None:
         """Find out which job of a batch the store objects to: the others are no part of it."""
@@ -97,7 +99,6 @@ class Submissions:
 
     async def _store(self, batch: Sequence[_Waiting]) -> None:
         stored = await self._writer.store_jobs([new for new, _ in batch])
-        await self._bell.ring()
         for (_, outcome), result in zip(batch, stored, strict=True):
             if not outcome.done():
                 outcome.set_result(result)
