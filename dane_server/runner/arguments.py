@@ -1,5 +1,7 @@
 """Checks the `args` of tasks against the schemas that their workers have announced."""
 
+import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
@@ -7,10 +9,14 @@ from typing import Any, Final
 import orjson
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from dane_core.errors import BadSpec, Fault
 from dane_server.graph import Graph
 from dane_server.storage.reader import Reader
+
+logger = logging.getLogger(__name__)
 
 _FAULTS: Final = 100
 
@@ -40,10 +46,14 @@ class Arguments:
         validator = self._validator(schema)
         if validator is None:
             return []
-        return [
-            Fault("".join(_step(step) for step in error.absolute_path), error.message[:500])
-            for error in validator.iter_errors(dict(args))
-        ]
+        try:
+            return [
+                Fault("".join(_step(step) for step in error.absolute_path), error.message[:500])
+                for error in validator.iter_errors(dict(args))
+            ]
+        except (Unresolvable, re.error, RecursionError) as fault:
+            logger.warning("a worker's schema of args cannot be used: %s", fault)
+            return []
 
     def _validator(self, schema: Mapping[str, Any]) -> Draft202012Validator | None:
         written = orjson.dumps(schema)
@@ -60,7 +70,8 @@ def _usable(schema: Mapping[str, Any]) -> Draft202012Validator | None:
         Draft202012Validator.check_schema(schema)
     except SchemaError:
         return None
-    return Draft202012Validator(schema)
+    # Without a registry of its own it would fetch whatever a `$ref` names.
+    return Draft202012Validator(schema, registry=Registry())
 
 
 def _step(step: str | int) -> str:

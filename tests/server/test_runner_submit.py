@@ -1,0 +1,324 @@
+"""How jobs are taken in: checked, batched, and durable before anyone is told so."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dane_core.errors import BadSpec, DaneError, KeyReused, SourceConflict, StoreUnreachable
+from dane_core.exchange.memory import MemoryExchange
+from dane_core.message import Offer
+from dane_server.runner.arguments import Arguments
+from dane_server.runner.bell import Bell, LocalBell
+from dane_server.runner.submit import Folders, Submissions
+from dane_server.storage.view import JobQuery, NewJob, Once, Submitted
+from dane_server.storage.writer import Writer
+from tests.server.crash import Holding
+from tests.server.ledger import Ledger, graph, hello, parallel, sequence, spec, task
+from tests.server.scripted import new_runner
+
+FOLDERS = Folders(temp=Path("/srv/TEMP"), out=Path("/srv/OUT"))
+ONCE = Once(key="k1", digest="a" * 64)
+
+
+def submissions(
+    ledger: Ledger, *, writer: Writer | None = None, bell: Bell | None = None
+) -> Submissions:
+    return Submissions(
+        writer or ledger.writer, Arguments(ledger.reader), bell or LocalBell(), FOLDERS
+    )
+
+
+async def stored(ledger: Ledger) -> int:
+    return len((await ledger.reader.jobs(JobQuery(limit=999))).jobs)
+
+
+class Counting(Writer):
+    """Notes the sizes of the batches it stores."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(ledger.store)
+        self.batches: list[int] = []
+
+    async def store_jobs(self, new_jobs: Sequence[NewJob]) -> list[Submitted | DaneError]:
+        self.batches.append(len(new_jobs))
+        return await super().store_jobs(new_jobs)
+
+
+async def test_a_submitted_job_is_there_when_submit_returns(ledger: Ledger) -> None:
+    submitted = await submissions(ledger).submit(spec("A", source_id="FILM1"))
+
+    job = await ledger.reader.job(submitted.job_id)
+    assert not submitted.replayed
+    assert job.shared == {
+        "TEMP_FOLDER": "/srv/TEMP/FI/LM/1/FILM1",
+        "OUT_FOLDER": "/srv/OUT/FI/LM/1/FILM1",
+    }
+
+
+async def test_jobs_that_arrive_together_are_stored_together(ledger: Ledger) -> None:
+    writer = Counting(ledger)
+    entrance = submissions(ledger, writer=writer)
+
+    outcomes = await asyncio.gather(
+        *(entrance.submit(spec("A", source_id=f"S{n}")) for n in range(50))
+    )
+
+    assert len({outcome.job_id for outcome in outcomes}) == 50
+    assert sum(writer.batches) == 50
+    assert len(writer.batches) < 25
+    for place, outcome in enumerate(outcomes):
+        assert (await ledger.reader.job(outcome.job_id)).source_id == f"S{place}"
+
+
+async def test_large_jobs_are_not_stored_together(ledger: Ledger) -> None:
+    """A transaction of a hundred thousand tasks would hold up everyone behind it."""
+    writer = Counting(ledger)
+    entrance = submissions(ledger, writer=writer)
+    large = parallel(*["A"] * 3000)
+
+    await asyncio.gather(*(entrance.submit(spec(large, source_id=f"S{n}")) for n in range(3)))
+
+    assert writer.batches == [1, 1, 1]
+
+
+async def test_of_jobs_stored_together_each_gets_its_own_outcome(ledger: Ledger) -> None:
+    entrance = submissions(ledger)
+    await entrance.submit(spec(source_id="S1"), once=ONCE)
+    other = Once(key="k1", digest="b" * 64)
+
+    outcomes = await asyncio.gather(
+        entrance.submit(spec(source_id="S2")),
+        entrance.submit(spec(source_id="S1", source_url="http://127.0.0.1/other")),
+        entrance.submit(spec(source_id="S1"), once=ONCE),
+        entrance.submit(spec("B", source_id="S1"), once=other),
+        return_exceptions=True,
+    )
+
+    assert isinstance(outcomes[0], Submitted)
+    assert isinstance(outcomes[1], SourceConflict)
+    assert isinstance(outcomes[2], Submitted)
+    assert outcomes[2].replayed
+    assert isinstance(outcomes[3], KeyReused)
+    assert await stored(ledger) == 2
+
+
+async def test_a_job_whose_submitter_left_is_stored_with_the_others(ledger: Ledger) -> None:
+    holding = Holding(ledger.store)
+    entrance = submissions(ledger, writer=Writer(holding))
+    first = asyncio.create_task(entrance.submit(spec(source_id="S1")))
+    await holding.reached.wait()
+    leaving = asyncio.create_task(entrance.submit(spec(source_id="S2")))
+    staying = asyncio.create_task(entrance.submit(spec(source_id="S3")))
+    await asyncio.sleep(0)
+    first.cancel()
+    leaving.cancel()
+    holding.go_on.set()
+
+    outcome = await asyncio.wait_for(staying, 10)
+
+    assert (await ledger.reader.job(outcome.job_id)).source_id == "S3"
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await ledger.reader.of_source("S1")
+
+
+class Failing(Writer):
+    """A writer that fails some times before it works."""
+
+    def __init__(self, ledger: Ledger, *faults: Exception) -> None:
+        super().__init__(ledger.store)
+        self._faults = list(faults)
+
+    async def store_jobs(self, new_jobs: Sequence[NewJob]) -> list[Submitted | DaneError]:
+        if self._faults:
+            raise self._faults.pop(0)
+        if any(new.spec.source_id == "poison" for new in new_jobs):
+            raise ValueError("poison")
+        return await super().store_jobs(new_jobs)
+
+
+async def test_when_the_store_is_away_all_who_wait_are_told_and_the_next_is_stored(
+    ledger: Ledger,
+) -> None:
+    entrance = submissions(ledger, writer=Failing(ledger, StoreUnreachable("away")))
+
+    outcomes = await asyncio.gather(
+        *(entrance.submit(spec(source_id=f"S{n}")) for n in range(3)), return_exceptions=True
+    )
+    after = await asyncio.wait_for(entrance.submit(spec(source_id="S9")), 10)
+
+    told = [outcome for outcome in outcomes if isinstance(outcome, StoreUnreachable)]
+    assert told
+    assert await stored(ledger) == 4 - len(told)
+    assert isinstance(after, Submitted)
+
+
+async def test_a_job_the_store_chokes_on_does_not_take_others_with_it(ledger: Ledger) -> None:
+    entrance = submissions(ledger, writer=Failing(ledger))
+    ids = ("S1", "poison", "S2")
+
+    outcomes = await asyncio.gather(
+        *(entrance.submit(spec(source_id=one)) for one in ids), return_exceptions=True
+    )
+
+    assert [type(outcome) for outcome in outcomes] == [Submitted, ValueError, Submitted]
+    assert await stored(ledger) == 2
+
+
+class Deaf:
+    """A bell that nobody hears, for as long as it takes."""
+
+    def __init__(self) -> None:
+        self.rung = asyncio.Event()
+
+    async def ring(self) -> None:
+        self.rung.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_submitter_does_not_wait_until_the_runners_have_heard(ledger: Ledger) -> None:
+    """A broker that does not answer is no reason to keep a stored job from its submitter."""
+    bell = Deaf()
+    entrance = submissions(ledger, bell=bell)
+
+    outcome = await asyncio.wait_for(entrance.submit(spec()), 10)
+
+    assert isinstance(outcome, Submitted)
+    await asyncio.wait_for(bell.rung.wait(), 10)
+    assert entrance._storing is not None
+    entrance._storing.cancel()
+
+
+# --- many at once -------------------------------------------------------------------------------
+
+
+async def test_of_many_a_bad_one_fails_alone_and_in_its_place(ledger: Ledger) -> None:
+    offer = Offer(key="STRICT", args_schema={"type": "object", "required": ["x"]})
+    await ledger.writer.see_workers([hello(offer)])
+
+    outcomes = await submissions(ledger).submit_many(
+        [
+            spec("A", source_id="S1"),
+            spec("STRICT", source_id="S2"),
+            spec("A", source_id="S1", source_url="http://127.0.0.1/other"),
+            spec("B", source_id="S3"),
+        ]
+    )
+
+    assert [type(outcome) for outcome in outcomes] == [
+        Submitted,
+        BadSpec,
+        SourceConflict,
+        Submitted,
+    ]
+    assert await stored(ledger) == 2
+    assert await submissions(ledger).submit_many([]) == []
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "unit": {"enum": ["B", "kB"]},
+        "sizes": {"$ref": "#/$defs/Sizes"},
+    },
+    "$defs": {"Sizes": {"type": "array", "items": {"type": "integer", "minimum": 1}}},
+    "required": ["unit"],
+    "additionalProperties": False,
+}
+
+
+async def faults_of(ledger: Ledger, tasks: Any) -> dict[str, str]:
+    with pytest.raises(BadSpec) as refusal:
+        await submissions(ledger).submit(spec(tasks))
+    return {fault.path: fault.message for fault in refusal.value.faults}
+
+
+async def test_arguments_that_a_worker_would_refuse_are_refused_with_their_paths(
+    ledger: Ledger,
+) -> None:
+    await ledger.writer.see_workers([hello(Offer(key="SIZE", args_schema=SCHEMA), "FREE")])
+    good = task("SIZE", args={"unit": "kB", "sizes": [1, 2]})
+
+    faults = await faults_of(
+        ledger,
+        sequence(
+            good,
+            parallel(task("SIZE", args={"unit": "MB"}), "SIZE", task("FREE", args={"any": 1})),
+            graph(a=task("SIZE", args={"unit": "B", "sizes": [3, 0]}), b=("SIZE", "a")),
+        ),
+    )
+
+    assert set(faults) == {
+        "tasks.taskSequential[1].taskParallel[0].Task.args.unit",
+        "tasks.taskSequential[1].taskParallel[1].Task.args",
+        "tasks.taskSequential[2].taskGraph.a.Task.args.sizes[1]",
+        "tasks.taskSequential[2].taskGraph.b.task.Task.args",
+    }
+    assert await stored(ledger) == 0
+    await submissions(ledger).submit(spec(good))
+
+
+async def test_a_schema_of_a_newer_worker_counts(ledger: Ledger) -> None:
+    entrance = submissions(ledger)
+    await ledger.writer.see_workers([hello(Offer(key="A", args_schema={"required": ["x"]}))])
+    with pytest.raises(BadSpec):
+        await entrance.submit(spec("A"))
+
+    await ledger.writer.see_workers([hello(Offer(key="A", args_schema={"required": ["y"]}))])
+
+    await entrance.submit(spec(task("A", args={"y": 1})))
+    with pytest.raises(BadSpec):
+        await entrance.submit(spec(task("A", args={"x": 1})))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        {"properties": 7},
+        {"$ref": "#/$defs/missing"},
+        {"$ref": "http://127.0.0.1:1/schema"},
+        {"pattern": "("},
+        {"properties": {"a": {"pattern": "("}}},
+        {"$schema": "http://example.org/own"},
+        {"properties": {"a": {"$ref": "#"}}},
+        {"$ref": "#"},
+        {"$ref": "file:///etc/hostname"},
+        {"properties": {"text": {"pattern": "("}}},
+    ],
+    ids=str,
+)
+async def test_a_worker_that_announces_nonsense_stops_nobody_from_submitting(
+    ledger: Ledger, schema: dict[str, Any]
+) -> None:
+    """Nor may it make the server fetch anything."""
+    await ledger.writer.see_workers([hello(Offer(key="A", args_schema=schema))])
+
+    outcome = await submissions(ledger).submit(spec(task("A", args={"a": {"a": {}}, "text": "x"})))
+
+    assert isinstance(outcome, Submitted)
+
+
+async def test_a_job_of_many_wrong_tasks_is_refused_with_the_first_faults(ledger: Ledger) -> None:
+    await ledger.writer.see_workers([hello(Offer(key="A", args_schema={"required": ["x"]}))])
+
+    faults = await faults_of(ledger, parallel(*["A"] * 2000))
+
+    assert 1 <= len(faults) <= 100
+
+
+async def test_a_runner_takes_jobs_without_its_loops(ledger: Ledger) -> None:
+    """The API's process: durable first, sent by others."""
+    runner = new_runner(ledger, MemoryExchange(), remote=True)
+
+    submitted = await runner.submit(spec(), once=ONCE)
+    again = await runner.submit(spec(), once=ONCE)
+    [third] = await runner.submit_many([spec()])
+
+    assert again == Submitted(job_id=submitted.job_id, replayed=True)
+    assert isinstance(third, Submitted)
