@@ -25,6 +25,9 @@ class Failed(Exception):
     state: int = 500
     response: Mapping[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return self.message
+
 
 @dataclass(slots=True, eq=False)
 class Refused(Exception):
@@ -35,6 +38,9 @@ class Refused(Exception):
 
     delay: float = 1.0
     message: str = "refused for now"
+
+    def __str__(self) -> str:
+        return self.message
 
 
 Outcome = Done | Failed | Refused
