@@ -171,6 +171,32 @@ async def has_succeeded(client: Client, task_id: int) -> bool:
     return bool((await client.task(task_id))["task_state"] == 200)
 
 
+# --- order -------------------------------------------------------------------------------------
+
+
+async def test_an_urgent_job_goes_before_those_that_lie_in_the_queue(
+    start: Start, marks: Marks
+) -> None:
+    async with start(Gate, slots=1) as client:
+        jobs = [await submit(client, task("GATE", marks))]
+        await marks.seen("started")
+        for priority in (1, 1, 9):
+            spec = {"source_url": "/x", "source_id": "x", "tasks": task("GATE", marks)}
+            jobs.append((await client.submit({**spec, "priority": priority}))["job_id"])
+        await eventually(lambda: are_queued(client, jobs))
+
+        marks.say()
+
+        for job_id in jobs:
+            assert (await ended(client, job_id))["status"] == "succeeded"
+        first, second, third, urgent = [(await ids(client, job_id))[0] for job_id in jobs]
+        assert marks.tasks("started") == [first, urgent, second, third]
+
+
+async def are_queued(client: Client, jobs: list[int]) -> bool:
+    return all([await states(client, job_id) == [102] for job_id in jobs])
+
+
 # --- reset, retry, forceretry ------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from dane_core.client import Client
 from tests.stories.both_ways import BRISK, Real, as_environment, ended, starting
-from tests.stories.marks import Marks, until
+from tests.stories.marks import Mark, Marks, eventually, until
 from tests.stories.programs import Program, running
 
 Json = dict[str, Any]
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 CAST: Final = "tests.stories.cast"
 #: On the event loop of the worker, and in a child of it.
 BOTH_PLACES = pytest.mark.parametrize("key", ["GATE", "HEAVYGATE"])
-JOBS: Final = 6
+JOBS: Final = 4
 
 
 def worker(real: Real, folder: Path, *, grace: float = 30) -> AbstractAsyncContextManager[Program]:
@@ -115,6 +115,7 @@ async def test_a_server_that_is_killed_goes_on_where_it_was(
         async with server(tmp_path, "serve", **real.sections) as (program, client):
             ids = await post_jobs(client, marks)
             begun = await marks.seen("started", 4)
+            await eventually(lambda: are_known_as_sent(client, begun))
             program.kill()
             await program.ended()
         marks.say()
@@ -125,6 +126,35 @@ async def test_a_server_that_is_killed_goes_on_where_it_was(
     assert_all_done_once(jobs)
     started = Counter(marks.tasks("started"))
     assert {started[mark.task_id] for mark in begun} == {1}
+
+
+@pytest.mark.services
+async def test_jobs_are_taken_while_no_runner_lives_and_done_by_the_next(
+    real: Real, marks: Marks, tmp_path: Path
+) -> None:
+    """API, runner and worker in processes of their own, that meet on the broker."""
+    settings = as_environment(BRISK | real.sections)
+
+    def runner() -> AbstractAsyncContextManager[Program]:
+        return running("serve", "--role", "runner", "--json", folder=tmp_path, **settings)
+
+    async with (
+        worker(real, tmp_path),
+        server(tmp_path, "serve", "--role", "api", **real.sections) as (_, client),
+    ):
+        async with runner() as first:
+            before = await client.submit(spec("before", gate(marks, "GATE")))
+            begun = await marks.seen("started")
+            await eventually(lambda: are_known_as_sent(client, begun))
+            first.kill()
+            await first.ended()
+        marks.say()
+        after = await client.submit(spec("after", {"taskSequential": ["ECHO", "ECHO"]}))
+        async with runner():
+            jobs = [await ended(client, job["job_id"]) for job in (before, after)]
+
+    assert [job["status"] for job in jobs] == ["succeeded", "succeeded"]
+    assert len(marks.all("started")) == 1
 
 
 async def test_an_embedded_dane_that_is_killed_goes_on_where_it_was(
@@ -186,6 +216,12 @@ def assert_all_done_once(jobs: Sequence[Json]) -> None:
         ]
         assert good == [1] * 5, job["details"]
         assert len(job["response"]["ECHO"]) == 3
+
+
+async def are_known_as_sent(client: Client, begun: Sequence[Mark]) -> bool:
+    """Whether the store knows that these are out; it may be told after they have begun."""
+    tasks = [await client.task(mark.task_id) for mark in begun]
+    return all(task["status"] in ("queued", "running") for task in tasks)
 
 
 async def details(client: Client, job: Json) -> list[Json]:
