@@ -1,26 +1,49 @@
 """Stores for tests: what asks for `store` or `ledger` runs over both databases."""
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from dane_server.storage.engine import Store
+from dane_server.storage.engine import Store, open_store
 from tests.server.ledger import Ledger
 from tests.server.stores import empty_store
 
 _DATABASES = ["sqlite", pytest.param("mariadb", marks=pytest.mark.services)]
 
 
+async def _prepare(url: str) -> None:
+    async with empty_store(url):
+        pass
+
+
+@pytest.fixture(scope="session")
+def mariadb_url(mysql_url: str) -> str:
+    """A MariaDB database with DANE's tables."""
+    asyncio.run(_prepare(mysql_url))
+    return mysql_url
+
+
+@pytest.fixture(scope="session")
+def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with DANE's tables, to be copied: making them takes longer."""
+    file = tmp_path_factory.mktemp("sqlite") / "dane.sqlite"
+    asyncio.run(_prepare(f"sqlite+aiosqlite:///{file}"))
+    return file
+
+
 @pytest.fixture
-async def mariadb_store(mysql_url: str) -> AsyncIterator[Store]:
-    async with empty_store(mysql_url) as store:
+async def mariadb_store(mariadb_url: str) -> AsyncIterator[Store]:
+    async with empty_store(mariadb_url, tables=True) as store:
         yield store
 
 
 @pytest.fixture
-async def sqlite_store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with empty_store(f"sqlite+aiosqlite:///{tmp_path}/dane.sqlite") as store:
+async def sqlite_store(sqlite_file: Path, tmp_path: Path) -> AsyncIterator[Store]:
+    file = shutil.copy(sqlite_file, tmp_path / "dane.sqlite")
+    async with open_store(f"sqlite+aiosqlite:///{file}") as store:
         yield store
 
 

@@ -11,10 +11,11 @@ from dane_server.storage.tables import metadata
 
 
 @asynccontextmanager
-async def empty_store(url: str) -> AsyncIterator[Store]:
-    """Open a store; its tables are made if they are missing, and emptied."""
+async def empty_store(url: str, *, tables: bool = False) -> AsyncIterator[Store]:
+    """Open a store and empty its tables. They are made first, unless the store has `tables`."""
     async with open_store(url) as store:
-        await store.write(_make_tables)
+        if not tables:
+            await store.write(_make_tables)
         await store.write(_empty_tables)
         yield store
 

@@ -34,7 +34,7 @@ def test_after_any_sequence_of_events_the_books_add_up_on_mariadb(
 ) -> None:
     monkeypatch.setattr(acts, "_SOME", 2)
     with _machine(mysql_url) as machine:
-        run_state_machine_as_test(machine, settings=_at_most(_EXAMPLES // 3))
+        run_state_machine_as_test(machine, settings=_at_most(_EXAMPLES // 2))
 
 
 def _at_most(examples: int) -> settings:
