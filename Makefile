@@ -43,6 +43,6 @@ clean:  ## Remove what the others made
 $(VENV)/installed: pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { echo "DANE needs Python 3.11 or newer, and none was found" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
