@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
@@ -108,11 +108,11 @@ class AmqpExchange:
         await self._publisher.broadcast(self._control, envelope)
 
     async def declare_queue(self, queue: str, bindings: Sequence[str] = ()) -> None:
-        known = self._queues.get(queue, _Shape(arguments=_WORK_QUEUE))
-        keys = {(self._tasks, key) for key in bindings}
-        shape = _Shape(arguments=_WORK_QUEUE, bindings=known.bindings | keys)
+        keys = frozenset((self._tasks, key) for key in bindings)
+        shape = _Shape(arguments=_WORK_QUEUE, bindings=keys)
         await self._consuming.ask(partial(_declare_queue, queue, shape))
-        self._queues[queue] = shape
+        known = self._queues.get(queue, shape)
+        self._queues[queue] = replace(shape, bindings=known.bindings | keys)
 
     def consume(self, queue: str, *, prefetch: int) -> AbstractAsyncContextManager[Subscription]:
         return self._consume(
@@ -169,15 +169,21 @@ class AmqpExchange:
         except (ExchangeUnreachable, QueueMismatch) as fault:
             logger.warning("exchanges not restored: %s", fault)
             return False
-        renewed = [await self._renew(queue, shape) for queue, shape in [*self._queues.items()]]
+        # What is lost from here on is the next round's to tell.
+        untold, self._untold = self._untold, False
+        renewed = [await self._renew(queue) for queue in [*self._queues]]
         mended = [await self._mend(subscription) for subscription in [*self._subscriptions]]
         whole = all(renewed) and all(mended)
-        if whole and self._untold:
-            self._untold = False
+        if untold and whole:
             self._restorations.tell()
+        elif untold:
+            self._untold = True
         return whole
 
-    async def _renew(self, queue: str, shape: _Shape) -> bool:
+    async def _renew(self, queue: str) -> bool:
+        shape = self._queues.get(queue)
+        if shape is None:
+            return True  # deleted or left meanwhile
         try:
             consumers = await self._consuming.ask(partial(_declare_queue, queue, shape))
         except QueueMismatch as mismatch:
