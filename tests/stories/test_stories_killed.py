@@ -15,7 +15,8 @@ from tests.stories.programs import Program, running
 
 Json = dict[str, Any]
 
-CAST: Final = "tests.stories.cast"
+#: Who works here, as `dane worker` and `dane dev` are told.
+CAST: Final = [f"tests.stories.cast:{name}" for name in ("Echo", "Gate", "HeavyGate")]
 #: On the event loop of the worker, and in a child of it.
 BOTH_PLACES = pytest.mark.parametrize("key", ["GATE", "HEAVYGATE"])
 JOBS: Final = 4
@@ -23,7 +24,7 @@ JOBS: Final = 4
 
 def worker(real: Real, folder: Path, *, grace: float = 30) -> AbstractAsyncContextManager[Program]:
     settings = as_environment({**real.sections, "WORKER": {"GRACE": grace}})
-    return running("worker", CAST, "--slots", "4", folder=folder, **settings)
+    return running("worker", *CAST, "--slots", "4", folder=folder, **settings)
 
 
 def gate(marks: Marks, key: str, **args: Any) -> Json:
@@ -161,13 +162,13 @@ async def test_an_embedded_dane_that_is_killed_goes_on_where_it_was(
     marks: Marks, tmp_path: Path
 ) -> None:
     """Its workers and its exchange die with it: what ran begins again, what was done stays."""
-    async with server(tmp_path, "dev", CAST, "--slots", "4") as (program, client):
+    async with server(tmp_path, "dev", *CAST, "--slots", "4") as (program, client):
         ids = await post_jobs(client, marks)
         begun = await marks.seen("started", 4)
         program.kill()
         await program.ended()
     marks.say()
-    async with server(tmp_path, "dev", CAST, "--slots", "4") as (_, client):
+    async with server(tmp_path, "dev", *CAST, "--slots", "4") as (_, client):
         jobs = await ends(client, ids)
 
     assert_all_done_once(jobs)
