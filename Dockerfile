@@ -5,12 +5,13 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/dane
 WORKDIR /build
 # Everything that the wheel is made of, and nothing else (.dockerignore).
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml requirements-run.lock README.md LICENSE ./
 COPY dane_core dane_core
 COPY dane_server dane_server
 COPY workers workers
 COPY migrations migrations
-RUN /opt/dane/bin/pip install ".[server,media]"
+RUN /opt/dane/bin/pip install --require-hashes -r requirements-run.lock \
+    && /opt/dane/bin/pip install --no-deps .
 
 FROM python:3.11.14-slim-bookworm
 # Log lines come out when they are written; nothing is written beside the code.

@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 PYTHON := $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		&& { command -v "$$python"; break; }; done)
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+LOCKING := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command 'make lock'
 # Tests in this many processes, twice the cores: many of them wait for a service. Each has a database and a virtual host of its own.
 JOBS ?= 4
 
@@ -14,7 +17,7 @@ JOBS ?= 4
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/installed  ## Work through a few files, with everything in one process
+demo: $(VENV)/runnable  ## Work through a few files, with everything in one process
 	$(BIN)/dane demo
 
 test: $(VENV)/installed  ## Run every test, on RabbitMQ and MariaDB too
@@ -33,16 +36,22 @@ format: $(VENV)/installed  ## Format the code
 
 lock: $(VENV)/installed  ## Pin every dependency anew, with hashes
 	$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet uv
-	$(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
-		--generate-hashes --no-emit-index-url --upgrade --custom-compile-command 'make lock' \
+	$(VENV)/lock/bin/uv pip compile $(LOCKING) --upgrade --all-extras \
 		--output-file requirements.lock pyproject.toml
+	$(VENV)/lock/bin/uv pip compile $(LOCKING) --constraint requirements.lock \
+		--extra server --extra media --output-file requirements-run.lock pyproject.toml
 
 clean:  ## Remove what the others made
 	rm -rf $(VENV) dane-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-$(VENV)/installed: pyproject.toml requirements.lock
+# What running needs, and what developing needs on top of it.
+$(VENV)/runnable: pyproject.toml requirements-run.lock
 	@test -n "$(PYTHON)" || { echo "DANE needs Python 3.11 or newer, and none was found" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP) --no-compile --require-hashes -r requirements-run.lock
+	$(PIP) --no-deps --editable .
+	@touch $@
+
+$(VENV)/installed: $(VENV)/runnable requirements.lock
+	$(PIP) --no-compile --require-hashes -r requirements.lock
 	@touch $@

@@ -91,8 +91,9 @@ class Task:
 
     @property
     def text(self) -> str:
-        """The message that goes with the number."""
-        return self.message or FACES[self.state].message
+        """The message that goes with the number; while it runs, that of DANE 0.1."""
+        face = FACES[self.state].message
+        return face if self.state is TaskState.RUNNING else self.message or face
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,13 +16,16 @@ from dane_core.worker.place import LoopPlace, Place, ThreadPlace
 from dane_core.worker.worker import Worker, check_worker
 
 
-async def run_worker(
+async def run_worker(  # noqa: PLR0913 - each is something a task may have
     worker: type[Worker],
     *,
     source: str | Path,
     args: Mapping[str, Any] | None = None,
     response: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    media_type: str | None = None,
+    attempt: int = 1,
+    cancelled: bool = False,
     folder: Path | None = None,
     on_progress: Callable[[float, str], object] = lambda *_: None,
     isolated: bool = False,
@@ -39,10 +42,11 @@ async def run_worker(
         task = TaskContext(
             task_id=TaskId(1),
             job_id=JobId(1),
-            attempt=1,
+            attempt=attempt,
             key=worker.key,
             source_url=str(source),
             source_id="source",
+            type=media_type,
             metadata=metadata or {},
             args=args or {},
             response={
@@ -51,6 +55,8 @@ async def run_worker(
             },
             on_progress=on_progress,
         )
+        if cancelled:
+            task.cancelled.set()
         async with place_for(worker, 1) if isolated else _here(worker) as place:
             try:
                 async with place.seat() as run:

@@ -237,8 +237,9 @@ def _said(task: Json, state: str) -> str:
     if state == "unroutable":
         key = task["task_key"]
         return plain(f"no worker is bound to {key}; start one, like `dane worker {key}`")
-    message = task.get("task_msg", "")
-    return plain(message) if state in ("failed", "backoff", "running") else state
+    if state == "running":
+        return plain(task.get("progress_message") or state)
+    return plain(task.get("task_msg", "")) if state in ("failed", "backoff") else state
 
 
 def state_of(task: Json) -> str:

@@ -51,6 +51,7 @@ class TaskRowMembers(TaskMembers):
     attempt: int
     worker: str | None
     progress: float | None  # from 0 to 1
+    progress_message: str | None  # while it runs: what its worker says it is doing
     due_at: datetime | None
     queued_at: datetime | None
     started_at: datetime | None

@@ -72,7 +72,9 @@ async def submit_jobs(
     kind = media_type(request, NDJSON_NAMES | {JSON})
     cutter = Items(limits.body) if kind == JSON else Lines(limits.body)
     stream = documents(chunks(request, settings.API.BATCH_BODY), cutter)
-    parts = _answer(_take(stream, runner, limits), as_array=kind == JSON)
+    taken = _take(stream, runner, limits)
+    first = await anext(taken, None)  # a request that is wrong from its start is refused here
+    parts = _answer(_chained(first, taken), as_array=kind == JSON)
     return AsItComes(parts, media_type=JSON if kind == JSON else NDJSON)
 
 
@@ -89,6 +91,15 @@ async def _answer(
         results.seek(0)
         for part in _array(results) if as_array else iter(lambda: results.read(65_536), b""):
             yield part
+
+
+async def _chained(
+    first: list[LineAnswer] | None, rest: AsyncIterator[list[LineAnswer]]
+) -> AsyncIterator[list[LineAnswer]]:
+    if first is not None:
+        yield first
+    async for lines in rest:
+        yield lines
 
 
 def _array(lines: IO[bytes]) -> Iterator[bytes]:
@@ -115,6 +126,8 @@ async def _take(
                 for document, outcome in zip(chunk, outcomes, strict=True)
             ]
     except Rejection as rejection:
+        if last == 0:  # nothing was stored: the request as a whole is at fault
+            raise
         yield [_line(last + 1, rejection)]
     except ClientDisconnect:
         return

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from dane_core.job import Attempt, Counts, Job, Retry, Task
+from dane_core.states import TaskState
 from dane_server.api.answer import (
     PREFIX,
     AttemptBody,
@@ -118,6 +119,7 @@ def task_row(task: Task) -> TaskRow:
             attempt=task.attempt,
             worker=task.worker,
             progress=task.progress,
+            progress_message=task.message if task.state is TaskState.RUNNING else None,
             due_at=task.due_at,
             queued_at=task.queued_at,
             started_at=task.started_at,

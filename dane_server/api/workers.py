@@ -25,7 +25,7 @@ from dane_server.storage.view import KeyState, WorkerState
 
 router = APIRouter(prefix=PREFIX, tags=["workers"])
 
-_ACTED: Final = {202: {"model": KeyActed}, **problems(404, 422)}
+_ACTED: Final = {202: {"model": KeyActed}, **problems(422)}
 
 
 @router.get("/workers", responses={200: {"model": WorkersBody}, **problems()})
@@ -54,7 +54,7 @@ async def resume_key(key: KeyPath, runner: TheRunner) -> Response:
 @router.post(
     "/workers/{key}/retry",
     status_code=202,
-    responses={202: {"model": KeyRetried}, **problems(404, 422)},
+    responses={202: {"model": KeyRetried}, **problems(422)},
 )
 async def retry_key(
     key: KeyPath,

@@ -90,7 +90,7 @@ def _queued(situation: Situation) -> Explanation:
     if not key.workers:
         sentence = f"It is in queue {work_queue(key.key)}, and no worker for it is alive."
         return Explanation("no_live_worker", sentence, {"task_key": key.key})
-    busy = f"{len(key.workers)} workers, {key.running} tasks running"
+    busy = f"{_many(len(key.workers), 'worker')}, {_many(key.running, 'task')} running"
     sentence = f"It is in queue {work_queue(key.key)} with {ahead} before it ({busy})."
     data = {"ahead": ahead, "workers": len(key.workers), "running": key.running}
     return Explanation("queued", sentence, data)
@@ -116,6 +116,10 @@ def _backoff(situation: Situation) -> Explanation:
     sentence += f"; attempt {task.attempt} begins at {_clock(task.due_at)}." if task.due_at else "."
     due = task.due_at.isoformat() if task.due_at else None
     return Explanation("backoff", sentence, {"due_at": due, "attempt": task.attempt})
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _clock(time: datetime | None) -> str:

@@ -44,7 +44,7 @@ def test_a_job_is_a_tree_as_its_specification_nests() -> None:
                 task("DOWNLOAD", "succeeded"),
                 {
                     "taskParallel": [
-                        task("SHOTS", "running", progress=0.5, task_msg="frame 50"),
+                        task("SHOTS", "running", progress=0.5, progress_message="frame 50"),
                         {"taskSequential": [task("ASR", "queued"), task("NER")]},
                     ]
                 },

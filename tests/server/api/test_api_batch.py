@@ -86,6 +86,14 @@ async def test_a_bad_line_fails_alone(dane: Served) -> None:
     assert await dane.reader.unfinished() == [results[0]["job_id"], results[4]["job_id"]]
 
 
+async def test_what_is_no_batch_at_all_is_refused_as_a_whole(dane: Served) -> None:
+    """An answer of 200 with a complaint in it looks like one bad job among good ones."""
+    answer = await dane.http.post("/DANE/jobs", json=spec("A"))
+
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert "array" in answer.text
+
+
 async def test_an_array_is_answered_with_an_array(dane: Served) -> None:
     answer = await dane.http.post(
         "/DANE/jobs", content=json.dumps([spec("A"), 3, spec("B")]), headers=JSON
