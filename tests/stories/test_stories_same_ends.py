@@ -232,6 +232,7 @@ def embedded_ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Json]:
     async def tell() -> dict[str, Json]:
         start = starting(folder, None)
         async with start(*cast.EVERYONE) as client:
+            await eventually(lambda: are_known(client))
             jobs = await post_all(client)
             await wait_for_all(client, jobs)
             refused = await refusal(client)
@@ -276,7 +277,7 @@ LATE_FILE: Final = str(Path(__file__).with_name("late.py"))
 
 
 async def are_known(client: Client) -> bool:
-    """Whether all workers have said hello: before that the arguments of none are checked."""
+    """Whether all workers have said hello: before that, nothing is checked, and all is 422."""
     known = {state["task_key"] for state in await client.workers() if state["workers"]}
     return known >= {worker.key for worker in cast.EVERYONE}
 
