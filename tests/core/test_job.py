@@ -1,3 +1,5 @@
+"""What a task shows outside."""
+
 from dane_core.job import JobId, Retry, Task, TaskId
 from dane_core.states import TaskState
 

@@ -66,7 +66,13 @@ async def test_tasks_are_done_in_children_and_on_the_loop(wire: Wire) -> None:
     async with served_over(wire, Echo, zoo.Tame, slots=4) as (desk, _):
         await desk.send(*(message(Echo, number) for number in range(1, 21)))
         await desk.send(*(message(zoo.Tame, number) for number in range(21, 41)))
-        answers = [await desk.hear(Answer) for _ in range(40)]
+        answers: list[Answer] = []
+        while len(answers) < 40:
+            report = await desk.hear_either(Answer, Ask)
+            if isinstance(report, Ask):  # one that went back to its queue while all were busy
+                await desk.judge(report, run=True)
+            else:
+                answers.append(report)
 
         assert {answer.state for answer in answers} == {200}
         assert {answer.ticket.task_id for answer in answers} == set(range(1, 41))

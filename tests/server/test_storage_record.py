@@ -484,7 +484,7 @@ async def test_a_worker_that_has_begun_and_gets_on_is_seen(ledger: Ledger) -> No
 
     found = await ledger.task(job, "A")
     assert (found.state, found.worker, found.progress) == (TaskState.RUNNING, "w9", 0.5)
-    assert (found.number, found.text) == (102, "halfway")
+    assert (found.number, found.text, found.message) == (102, "Queued", "halfway")
     assert found.started_at is not None
     assert await audit(ledger.store, job) == []
 
