@@ -113,6 +113,14 @@ class AnyOrder(RuleBasedStateMachine):
         answers = [answer(self.picked(pick), number, response=response) for pick in picks]
         self.take_answers(answers, window)
 
+    @rule(rounds=st.integers(1, 3))
+    def get_on(self, rounds: int) -> None:
+        """Everything goes well for a while, so that there is something to undo."""
+        for _ in range(rounds):
+            claims = self.watch(self.ledger.claim(lease=NOW))
+            self.claims += claims
+            self.take_answers([answer(claim) for claim in claims], window=0)
+
     @precondition(lambda self: self.claims)
     @rule(window=st.sampled_from([0, 1000]))
     def answer_the_newest(self, window: int) -> None:
