@@ -144,9 +144,9 @@ def _job_row(new: NewJob) -> dict[str, Any]:
         "source_url": spec.source_url,
         "type": spec.type,
         "priority": spec.priority,
-        "metadata": _json(spec.metadata),
-        "shared": _json(new.shared),
-        "tree": _json(graph.tree),
+        "metadata": written(spec.metadata),
+        "shared": written(new.shared),
+        "tree": written(graph.tree),
         "total": len(graph.tasks),
         "active": sum(pending == 0 for pending in graph.pending[: len(graph.tasks)]),
     }
@@ -169,10 +169,10 @@ def _node_rows(job_id: JobId, new: NewJob) -> list[dict[str, Any]]:
                 "seq": seq,
                 "task_key": task.key if task else None,
                 "name": task.name if task else None,
-                "args": _json(task.args) if task and task.args else None,
+                "args": written(task.args) if task and task.args else None,
                 "rank": MAX_PRIORITY - priority,
                 "timeout": task.timeout if task else None,
-                "retry": _json(task.retry) if task and task.retry else None,
+                "retry": written(task.retry) if task and task.retry else None,
                 "allow_failure": bool(task and task.allow_failure),
                 "solo": seq in graph.solo,
                 "state": TaskState.BLOCKED if pending else TaskState.READY,
@@ -184,5 +184,6 @@ def _node_rows(job_id: JobId, new: NewJob) -> list[dict[str, Any]]:
     return rows
 
 
-def _json(value: object) -> str:
+def written(value: object) -> str:
+    """A document as it stands in its column."""
     return orjson.dumps(value).decode()

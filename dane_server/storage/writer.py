@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -16,7 +15,7 @@ from dane_server.storage.claiming import claim_ready, tickets
 from dane_server.storage.engine import Store
 from dane_server.storage.recording import record
 from dane_server.storage.statements import dispatch, presence, sweep
-from dane_server.storage.submission import store_jobs
+from dane_server.storage.submission import store_jobs, written
 from dane_server.storage.view import Claim, NewJob, Recorded, Submitted
 
 
@@ -248,18 +247,18 @@ def _worker_row(hello: Hello) -> Mapping[str, Any]:
         "pid": hello.pid,
         "slots": hello.slots,
         "inbox": hello.inbox,
-        "task_keys": _json([offer.key for offer in hello.offers]),
+        "task_keys": written([offer.key for offer in hello.offers]),
         "running": _running(hello),
     }
 
 
 def _running(hello: Hello) -> str:
-    return _json([ticket.task_id for ticket in hello.running])
+    return written([ticket.task_id for ticket in hello.running])
 
 
 async def _note_offers(connection: AsyncConnection, offers: Sequence[Offer]) -> None:
     for offer in offers:
-        body = _json(
+        body = written(
             {
                 "types": offer.types,
                 "description": offer.description,
@@ -269,7 +268,3 @@ async def _note_offers(connection: AsyncConnection, offers: Sequence[Offer]) -> 
         )
         await connection.execute(presence.add_task_keys().values(task_key=offer.key))
         await connection.execute(presence.change_task_key(offer.key).values(offer=body))
-
-
-def _json(value: object) -> str:
-    return orjson.dumps(value).decode()

@@ -102,19 +102,6 @@ def claim(ids: Sequence[int], lease: float) -> sa.Update:
     )
 
 
-def job_heads(ids: Sequence[int]) -> sa.Select[Any]:
-    return sa.select(
-        jobs.c.id,
-        jobs.c.source_id,
-        jobs.c.source_url,
-        jobs.c.type,
-        jobs.c.metadata,
-        jobs.c.shared,
-        jobs.c.total,
-        jobs.c.started_at,
-    ).where(jobs.c.id.in_(ids))
-
-
 def start_jobs(ids: Sequence[int]) -> sa.Update:
     return (
         sa.update(jobs)
