@@ -29,6 +29,9 @@ NAME_LIMIT: Final = 200
 _MOST_ID: Final = 2**63 - 1
 _MOST: Final = 2**31 - 1
 _MOST_SECONDS: Final = 1e9
+#: What a worker may ask for as the lease of an attempt, in seconds.
+_SHORTEST_LEASE: Final = 1.0
+_LONGEST_LEASE: Final = 3600.0
 #: orjson writes no JSON nested deeper than this; responses must leave room around them.
 _JSON_DEPTH: Final = 254
 _DEPTH: Final = 200
@@ -167,6 +170,7 @@ class Control:
     attempt: int | None = None  # with task_id: only this attempt; None is any
     key: str | None = None
     worker: str | None = None
+    grace: float | None = None  # with cancel: seconds until work is ended by force
 
     def seal(self) -> Envelope:
         return Envelope(
@@ -178,6 +182,7 @@ class Control:
                 attempt=self.attempt,
                 key=self.key,
                 worker=self.worker,
+                grace=self.grace,
             ),
         )
 
@@ -193,6 +198,7 @@ def open_control(envelope: Envelope) -> Control:
         attempt=_maybe(body, "attempt", int),
         key=_maybe(body, "key", str),
         worker=_maybe(body, "worker", str),
+        grace=_seconds(body, "grace"),
     )
 
 
@@ -298,17 +304,65 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leased:
+    """The hand-off: from here on this attempt lives on a lease in the store, not on its message.
+
+    Once it is confirmed the message is settled, so no timeout and no loss of the broker can
+    take the attempt away. The lease lasts `lease` seconds from each heartbeat that names it.
+    """
+
+    ticket: Ticket
+    worker: str
+    runtime: float  # seconds so far
+    lease: float
+
+    def seal(self) -> Envelope:
+        return _report(
+            "leased",
+            self.ticket,
+            _dumps(worker=self.worker, runtime=self.runtime, lease=self.lease),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """A worker is alive, and these attempts are being done there: one message for all of them."""
+
+    worker: str
+    running: tuple[Ticket, ...]
+    lease: float  # seconds: how long what is leased may go on without another heartbeat
+
+    def seal(self) -> Envelope:
+        running = [_ticket_body(ticket) for ticket in self.running]
+        return Envelope(
+            type="heartbeat", body=_dumps(worker=self.worker, running=running, lease=self.lease)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gone:
+    """A worker's process has ended without a goodbye, and how; its watchman says so."""
+
+    worker: str
+    reason: str = ""
+
+    def seal(self) -> Envelope:
+        return Envelope(type="gone", body=_dumps(worker=self.worker, reason=self.reason))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """May I still run this ticket? Answered with a `Verdict` to `reply_to`."""
 
     ticket: Ticket
     worker: str
     reply_to: str
+    redelivered: bool = False  # another worker may have died with it in its hands
 
     def seal(self) -> Envelope:
         return Envelope(
             type="ask",
-            body=_dumps(worker=self.worker),
+            body=_dumps(worker=self.worker, redelivered=self.redelivered),
             correlation_id=str(self.ticket.task_id),
             reply_to=self.reply_to,
             headers=self.ticket.headers,
@@ -359,15 +413,7 @@ class Hello:
                     }
                     for offer in self.offers
                 ],
-                running=[
-                    {
-                        "task_id": ticket.task_id,
-                        "attempt": ticket.attempt,
-                        "dispatch": ticket.dispatch,
-                        "token": ticket.token,
-                    }
-                    for ticket in self.running
-                ],
+                running=[_ticket_body(ticket) for ticket in self.running],
             ),
         )
 
@@ -390,7 +436,19 @@ class Nudge:
         return Envelope(type="nudge", body=_dumps())
 
 
-Report = Answer | Started | Progress | Released | Ask | Hello | Goodbye | Nudge
+Report = (
+    Answer
+    | Started
+    | Progress
+    | Released
+    | Leased
+    | Heartbeat
+    | Gone
+    | Ask
+    | Hello
+    | Goodbye
+    | Nudge
+)
 
 
 def open_report(envelope: Envelope) -> Report:
@@ -447,10 +505,40 @@ def _released(envelope: Envelope, body: dict[str, Any]) -> Released:
     )
 
 
+def _leased(envelope: Envelope, body: dict[str, Any]) -> Leased:
+    return Leased(
+        ticket=_ticket(envelope),
+        worker=_name(body, "worker"),
+        runtime=_seconds(body, "runtime") or 0.0,
+        lease=_lease(body),
+    )
+
+
+def _heartbeat(_: Envelope, body: dict[str, Any]) -> Heartbeat:
+    return Heartbeat(
+        worker=_name(body, "worker"),
+        running=tuple(_running(ticket) for ticket in _get(body, "running", list)),
+        lease=_lease(body),
+    )
+
+
+def _gone(_: Envelope, body: dict[str, Any]) -> Gone:
+    return Gone(worker=_name(body, "worker"), reason=_get(body, "reason", str)[:TEXT_LIMIT])
+
+
+def _lease(body: dict[str, Any]) -> float:
+    return min(max(_seconds(body, "lease") or 0.0, _SHORTEST_LEASE), _LONGEST_LEASE)
+
+
 def _ask(envelope: Envelope, body: dict[str, Any]) -> Ask:
     if envelope.reply_to is None:
         raise BadMessage("an ask without reply_to")
-    return Ask(ticket=_ticket(envelope), worker=_name(body, "worker"), reply_to=envelope.reply_to)
+    return Ask(
+        ticket=_ticket(envelope),
+        worker=_name(body, "worker"),
+        reply_to=envelope.reply_to,
+        redelivered=_maybe(body, "redelivered", bool) or False,
+    )
 
 
 def _hello(envelope: Envelope, body: dict[str, Any]) -> Hello:
@@ -501,6 +589,9 @@ _READERS: Final[Mapping[str, Callable[[Envelope, dict[str, Any]], Report]]] = {
     "started": _started,
     "progress": _progress,
     "released": _released,
+    "leased": _leased,
+    "heartbeat": _heartbeat,
+    "gone": _gone,
     "ask": _ask,
     "hello": _hello,
     "goodbye": lambda _, body: Goodbye(worker=_name(body, "worker")),
@@ -515,6 +606,10 @@ def _report(kind: str, ticket: Ticket, body: bytes) -> Envelope:
     return Envelope(
         type=kind, body=body, correlation_id=str(ticket.task_id), headers=ticket.headers
     )
+
+
+def _ticket_body(ticket: Ticket) -> dict[str, int | str]:
+    return {"task_id": ticket.task_id, **ticket.headers}
 
 
 def _dumps(**members: Any) -> bytes:

@@ -30,6 +30,14 @@ def inbox_queue(worker_id: str) -> str:
     return f"dane.worker.{worker_id}"
 
 
+def epoch_queue(epoch: str) -> str:
+    """The queue whose one message shows that the broker is the one the store has sent to.
+
+    A broker that was wiped, or put back from its definitions, does not have it.
+    """
+    return f"dane.epoch.{epoch}"
+
+
 def routing_key(media_type: str | None, task_key: str) -> str:
     """`<type>.<KEY>`, the address a task is published under."""
     return f"{media_type or UNKNOWN_TYPE}.{task_key}"

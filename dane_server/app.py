@@ -24,10 +24,9 @@ from dane_server.runner.runner import Runner
 from dane_server.runner.submit import Folders
 from dane_server.settings import ServerSettings
 from dane_server.storage import migrate
-from dane_server.storage.acts import Acts
+from dane_server.storage.access import Access
 from dane_server.storage.engine import Store, open_store
-from dane_server.storage.reader import Reader
-from dane_server.storage.writer import Writer
+from dane_server.storage.sweeps import Sweeps
 from dane_server.supervise import keep_running
 
 Role = Literal["api", "runner"]
@@ -77,11 +76,10 @@ class _Server:
     ) -> None:
         self._settings = settings
         self._exchange = exchange
-        self._reader = Reader(store)
+        access = Access.to(store)
+        self._reader = access.reader
         self._runner = Runner(
-            writer=Writer(store),
-            reader=self._reader,
-            acts=Acts(store),
+            access=access,
             exchange=exchange,
             folders=Folders(
                 temp=settings.DANE_SERVER.TEMP_FOLDER, out=settings.DANE_SERVER.OUT_FOLDER
@@ -285,7 +283,7 @@ async def _prepare(store: Store, exchange: Exchange) -> None:
         await migrate.upgrade(store)
     await migrate.check(store)
     if isinstance(exchange, MemoryExchange):
-        await Writer(store).recover_from_lost_exchange()
+        await Sweeps(store).recover_from_lost_exchange()
 
 
 def _pace(settings: ServerSettings) -> Pace:

@@ -124,6 +124,13 @@ class Exchange(Protocol):
     def connected(self) -> bool:
         """Whether the exchange can be used now."""
 
+    @property
+    def blocked(self) -> str:
+        """Why the broker takes no messages now (an alarm: memory, disk); empty when it does.
+
+        What is published meanwhile may arrive once the alarm is over, however late that is.
+        """
+
     def reconnections(self) -> AsyncIterator[None]:
         """Yields each time that messages may have been lost and everything is declared again.
 

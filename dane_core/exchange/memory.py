@@ -81,6 +81,10 @@ class MemoryExchange:
     def connected(self) -> bool:
         return True
 
+    @property
+    def blocked(self) -> str:
+        return ""
+
     def reconnections(self) -> AsyncIterator[None]:
         return self._restorations.watch()
 

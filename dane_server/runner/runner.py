@@ -15,10 +15,8 @@ from dane_server.runner.record import Recorder
 from dane_server.runner.submit import Folders, Submissions
 from dane_server.runner.sweep import Sweeper
 from dane_server.runner.ticket import SIGNING_KEY, Signer, new_secret
-from dane_server.storage.acts import Acts
-from dane_server.storage.reader import Reader
+from dane_server.storage.access import Access
 from dane_server.storage.view import Once, Submitted
-from dane_server.storage.writer import Writer
 
 
 class Runner(Operator):
@@ -31,9 +29,7 @@ class Runner(Operator):
     def __init__(
         self,
         *,
-        writer: Writer,
-        reader: Reader,
-        acts: Acts,
+        access: Access,
         exchange: Exchange,
         folders: Folders,
         pace: Pace,
@@ -42,10 +38,9 @@ class Runner(Operator):
     ) -> None:
         local = LocalBell()
         bell = RemoteBell(exchange, response_queue) if remote else local
-        super().__init__(acts, exchange, bell)
-        self._submissions = Submissions(writer, Arguments(reader), bell, folders)
-        self._writer = writer
-        self._reader = reader
+        super().__init__(access.acts, exchange, bell)
+        self._submissions = Submissions(access.writer, Arguments(access.reader), bell, folders)
+        self._access = access
         self._pace = pace
         self._local = local
         self._response_queue = response_queue
@@ -67,11 +62,12 @@ class Runner(Operator):
         """The services that move jobs, by name; each runs until cancelled."""
         if self._remote:
             return {}
-        secret = await self._writer.shared_secret(SIGNING_KEY, new_secret())
+        writer, reader = self._access.writer, self._access.reader
+        secret = await writer.shared_secret(SIGNING_KEY, new_secret())
         signer = Signer(secret)
         dispatcher = Dispatcher(
-            writer=self._writer,
-            reader=self._reader,
+            writer=writer,
+            reader=reader,
             exchange=self._exchange,
             bell=self._local,
             signer=signer,
@@ -79,7 +75,7 @@ class Runner(Operator):
             reply_to=self._response_queue,
         )
         recorder = Recorder(
-            writer=self._writer,
+            writer=writer,
             exchange=self._exchange,
             bell=self._local,
             signer=signer,
@@ -87,5 +83,7 @@ class Runner(Operator):
             dispatcher=dispatcher,
             queue=self._response_queue,
         )
-        sweeper = Sweeper(writer=self._writer, acts=self._acts, bell=self._local, pace=self._pace)
+        sweeper = Sweeper(
+            sweeps=self._access.sweeps, acts=self._acts, bell=self._local, pace=self._pace
+        )
         return {"dispatcher": dispatcher.run, "recorder": recorder.run, "sweeper": sweeper.run}

@@ -6,14 +6,14 @@ import random
 from dane_server.runner.bell import LocalBell
 from dane_server.runner.pace import Pace
 from dane_server.storage.acts import Acts
-from dane_server.storage.writer import Writer
+from dane_server.storage.sweeps import Sweeps
 
 
 class Sweeper:
     """Passes over the store every few seconds, and when the next task falls due."""
 
-    def __init__(self, *, writer: Writer, acts: Acts, bell: LocalBell, pace: Pace) -> None:
-        self._writer = writer
+    def __init__(self, *, sweeps: Sweeps, acts: Acts, bell: LocalBell, pace: Pace) -> None:
+        self._sweeps = sweeps
         self._acts = acts
         self._bell = bell
         self._pace = pace
@@ -29,9 +29,9 @@ class Sweeper:
     async def sweep(self) -> float | None:
         """Pass over the store once; returns the seconds until the next task falls due."""
         await self._acts.finish_walks()
-        while await self._writer.sweep(limit=self._pace.batch, silence=self._pace.silence):
+        while await self._sweeps.sweep(limit=self._pace.batch, silence=self._pace.silence):
             pass
         # Rung in any case: what another process committed may have been announced to nobody.
         await self._bell.ring()
-        next_due = await self._writer.next_due()
+        next_due = await self._sweeps.next_due()
         return None if next_due is None else max(next_due, 0.05)

@@ -75,6 +75,22 @@ def create_table(name: str, *columns: sa.Column[Any], sqlite_autoincrement: bool
     )
 
 
+def add_column(table: str, column: sa.Column[Any]) -> None:
+    """Add a column, unless a run of this migration that was killed has done so."""
+    if column.name not in _columns(table):
+        op.add_column(table, column)
+
+
+def drop_column(table: str, name: str) -> None:
+    """Drop a column, unless it is gone already."""
+    if name in _columns(table):
+        op.drop_column(table, name)
+
+
+def _columns(table: str) -> set[str]:
+    return {column["name"] for column in sa.inspect(op.get_bind()).get_columns(table)}
+
+
 def create_index(name: str, table: str, *columns: str) -> None:
     """Create an index, unless it is there already."""
     op.create_index(name, table, columns, if_not_exists=True)
@@ -83,3 +99,8 @@ def create_index(name: str, table: str, *columns: str) -> None:
 def drop_table(name: str) -> None:
     """Drop a table and its indexes, unless it is gone already."""
     op.drop_table(name, if_exists=True)
+
+
+def drop_index(name: str, table: str) -> None:
+    """Drop an index, unless it is gone already."""
+    op.drop_index(name, table, if_exists=True)

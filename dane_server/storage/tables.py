@@ -107,6 +107,7 @@ jobs: Final = sa.Table(
     sa.Column("status", _ascii(12), sa.Computed(STATUS_SQL, persisted=True)),
     sa.Index("job_status", "status", "id"),
     sa.Index("job_source", "source_id", "id"),
+    sa.Index("job_finished", "finished_at", "id"),
     sqlite_autoincrement=True,
     **_INNODB,
 )
@@ -139,10 +140,14 @@ tasks: Final = sa.Table(
     _flag("released"),  # has let its successors go
     sa.Column("worker", _text(200)),
     sa.Column("progress", REAL),
-    _time("due_at"),
+    _time("due_at"),  # when somebody looks at it again; of a leased task, when its lease ends
     _time("queued_at"),
     _time("started_at"),
     _time("finished_at"),
+    _flag("leased"),  # runs on a lease here, and not on a message in the exchange
+    _number("beats"),  # heartbeats of the lease: one that has stood still is worth a look
+    _number("starts"),  # times it was let start again because it may have killed a worker
+    sa.Column("starters", LONG),  # the workers that were let: JSON, a list of their ids
     sa.Index("task_ready", "state", "task_key", "rank", "id"),
     sa.Index("task_due", "state", "due_at"),
     sa.Index("task_job", "job_id", "state", "seq"),
@@ -189,6 +194,20 @@ answers: Final = sa.Table(
     **_INNODB,
 )
 
+#: Answers that were not recorded, counted: what is shown of a zombie, a duplicate, a forgery.
+rejected: Final = sa.Table(
+    "rejected",
+    metadata,
+    _id("task_id"),  # 0 for tasks that do not exist
+    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("reason", _ascii(16), primary_key=True),
+    _number("times"),
+    sa.Column("worker", _text(200)),
+    _time("last_at", nullable=False),
+    sa.Index("rejected_last", "last_at"),
+    **_INNODB,
+)
+
 workers: Final = sa.Table(
     "worker",
     metadata,
@@ -220,6 +239,7 @@ once: Final = sa.Table(
     sa.Column("digest", _ascii(64), nullable=False),
     _id("job_id", key=False),
     _time("created_at", nullable=False),
+    sa.Index("once_created", "created_at"),
     **_INNODB,
 )
 

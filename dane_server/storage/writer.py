@@ -10,11 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dane_core.errors import DaneError
 from dane_core.message import Answer, Ask, Hello, Offer, Progress, Released, Started
 from dane_core.states import SENT, TaskState
-from dane_server.storage.chunk import ROWS
 from dane_server.storage.claiming import claim_ready, tickets
 from dane_server.storage.engine import Store
 from dane_server.storage.recording import record
-from dane_server.storage.statements import dispatch, presence, sweep
+from dane_server.storage.statements import dispatch, presence
 from dane_server.storage.submission import store_jobs, written
 from dane_server.storage.view import Claim, NewJob, Recorded, Submitted
 
@@ -156,37 +155,6 @@ class Writer:
 
         await self._store.write(unit)
 
-    # --- sweeping -----------------------------------------------------------------------
-
-    async def sweep(self, *, limit: int = 500, silence: timedelta) -> int:
-        """Make ready what nobody else will; returns how many tasks are worth another sweep.
-
-        Those are: claimed but not confirmed in time, failed for now and due again, and, as a
-        probe, some that have waited for a worker long enough: when one binds it says so, and
-        all of them go. Workers silent for `silence` are forgotten.
-        """
-
-        async def unit(connection: AsyncConnection) -> int:
-            moved = 0
-            for state in (TaskState.DISPATCHING, TaskState.BACKOFF, TaskState.UNROUTABLE):
-                ids = list(await connection.scalars(sweep.overdue(state, limit)))
-                if ids:
-                    await connection.execute(sweep.ready_again(ids, state))
-                    moved += len(ids) if state is not TaskState.UNROUTABLE else 0
-            await connection.execute(presence.forget_silent_workers(silence.total_seconds()))
-            return moved
-
-        return await self._store.write(unit)
-
-    async def next_due(self) -> float | None:
-        """Seconds until the next task has to be looked at; None when none waits for a time."""
-
-        async def unit(connection: AsyncConnection) -> float | None:
-            due, time = (await connection.execute(sweep.next_due())).one()
-            return None if due is None else float((due - time).total_seconds())
-
-        return await self._store.read(unit)
-
     async def route_again(self, keys: Sequence[str]) -> int:
         """A worker has bound these keys: what waited for one is ready. Returns how many."""
 
@@ -195,19 +163,7 @@ class Writer:
 
         return await self._store.write(unit)
 
-    async def recover_from_lost_exchange(self) -> int:
-        """Everything that was in an exchange that is gone is sent again, as a new attempt."""
-        recovered = 0
-
-        async def unit(connection: AsyncConnection) -> int:
-            ids = list(await connection.scalars(sweep.lost_with_the_exchange(ROWS)))
-            if ids:
-                await connection.execute(sweep.send_anew(ids))
-            return len(ids)
-
-        while some := await self._store.write(unit):
-            recovered += some
-        return recovered
+    # --- sharing ------------------------------------------------------------------------
 
     async def shared_secret(self, name: str, proposal: str) -> str:
         """A secret that all servers on this store share; the first proposal is kept."""

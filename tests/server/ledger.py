@@ -14,6 +14,7 @@ from dane_server.graph import compile_graph
 from dane_server.storage.acts import Acts
 from dane_server.storage.engine import Store
 from dane_server.storage.reader import Reader
+from dane_server.storage.sweeps import Sweeps
 from dane_server.storage.view import Claim, NewJob, Once, Recorded, Submitted
 from dane_server.storage.writer import Writer
 
@@ -108,10 +109,11 @@ class Ledger:
     writer: Writer
     reader: Reader
     acts: Acts
+    sweeps: Sweeps
 
     @classmethod
     def of(cls, store: Store) -> "Ledger":
-        return cls(store, Writer(store), Reader(store), Acts(store))
+        return cls(store, Writer(store), Reader(store), Acts(store), Sweeps(store))
 
     async def submit(self, tasks: Any = "A", **members: Any) -> JobId:
         """Store one job that must be accepted."""
@@ -145,7 +147,7 @@ class Ledger:
         return await self.record(*(answer(one, state, **members) for one in await self.send()))
 
     async def sweep(self) -> int:
-        return await self.writer.sweep(silence=SILENCE)
+        return await self.sweeps.sweep(silence=SILENCE)
 
     async def tasks(self, job: JobId) -> Sequence[Task]:
         return await self.reader.tasks(job, limit=100_000)

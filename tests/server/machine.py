@@ -154,7 +154,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def lose_the_exchange(self) -> None:
-        self.watch(self.ledger.writer.recover_from_lost_exchange())
+        self.watch(self.ledger.sweeps.recover_from_lost_exchange())
 
     @precondition(lambda self: self.books)
     @rule(

@@ -17,6 +17,7 @@ from dane_core.states import JobStatus
 from dane_server.runner.pace import Pace
 from dane_server.runner.runner import Runner
 from dane_server.runner.submit import Folders
+from dane_server.storage.access import Access
 from dane_server.supervise import keep_running
 from tests.server.ledger import Ledger, spec
 
@@ -122,9 +123,7 @@ def new_runner(
     ledger: Ledger, exchange: Exchange, pace: Pace = PATIENT, *, remote: bool = False
 ) -> Runner:
     return Runner(
-        writer=ledger.writer,
-        reader=ledger.reader,
-        acts=ledger.acts,
+        access=Access.to(ledger.store),
         exchange=exchange,
         folders=Folders(temp=Path("/srv/TEMP"), out=Path("/srv/OUT")),
         pace=pace,

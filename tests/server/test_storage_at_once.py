@@ -84,7 +84,7 @@ class Actor:
             "cancel": lambda _: store.cancel_job(job),
             "pause": lambda _: store.pause_job(job),
             "resume": lambda _: store.resume_job(job),
-            "lose": lambda _: self._ledger.writer.recover_from_lost_exchange(),
+            "lose": lambda _: self._ledger.sweeps.recover_from_lost_exchange(),
         }
 
     async def claim(self, dice: random.Random) -> None:

@@ -225,7 +225,7 @@ async def test_a_claim_under_lease_is_left_alone(ledger: Ledger) -> None:
 
     assert await ledger.sweep() == 0
     assert await ledger.claim() == []
-    due = await ledger.writer.next_due()
+    due = await ledger.sweeps.next_due()
     assert due is not None
     assert LEASE.total_seconds() - 20 < due <= LEASE.total_seconds()
 
@@ -360,7 +360,7 @@ async def test_a_task_handed_back_is_not_sent_before_its_time(ledger: Ledger) ->
     await ledger.writer.note_reports([], [], [released(claim, delay=30)])
 
     found = await ledger.task(job, "A")
-    due = await ledger.writer.next_due()
+    due = await ledger.sweeps.next_due()
     assert (found.state, found.attempt) == (TaskState.READY, 1)
     assert await ledger.claim() == []
     assert due is not None
@@ -399,7 +399,7 @@ async def test_everything_in_a_lost_exchange_is_sent_anew(ledger: Ledger) -> Non
     await ledger.writer.note_reports([started(sent["B"])], [], [])
     await ledger.record(answer(sent["C"]))
 
-    recovered = await ledger.writer.recover_from_lost_exchange()
+    recovered = await ledger.sweeps.recover_from_lost_exchange()
     late = await ledger.record(answer(sent["A"]))
     again = await ledger.claim()
 

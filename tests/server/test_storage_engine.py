@@ -459,7 +459,7 @@ async def test_a_killed_server_leaves_a_sound_file_with_all_that_was_accepted(
             assert not deleted & present
             assert [await audit(store, job) for job in present] == [[]] * len(present)
             for job in sorted(present)[-3:]:
-                await ledger.writer.recover_from_lost_exchange()
+                await ledger.sweeps.recover_from_lost_exchange()
                 await ledger.finish(JobId(job))
                 assert await ledger.status(JobId(job)) is JobStatus.SUCCEEDED
 

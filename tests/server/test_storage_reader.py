@@ -545,9 +545,9 @@ async def test_a_worker_is_here_until_it_leaves_or_falls_silent(ledger: Ledger) 
     await ledger.writer.see_workers([hello("A", worker="w3")])
     await ledger.writer.forget_worker("w3")
 
-    await ledger.writer.sweep(silence=SILENCE)
+    await ledger.sweeps.sweep(silence=SILENCE)
     here = [worker.id for worker in (await ledger.reader.keys())[0].workers]
-    await ledger.writer.sweep(silence=timedelta(seconds=-5))
+    await ledger.sweeps.sweep(silence=timedelta(seconds=-5))
     silent = (await ledger.reader.keys())[0].workers
 
     assert here == ["w1", "w2"]

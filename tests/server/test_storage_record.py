@@ -266,7 +266,7 @@ async def test_a_task_in_backoff_waits_its_time(ledger: Ledger) -> None:
     waits = []
     for _ in range(3):
         await ledger.answer_all(503)
-        due = await ledger.writer.next_due()
+        due = await ledger.sweeps.next_due()
         assert due is not None
         waits.append(due)
         assert await ledger.sweep() == 0

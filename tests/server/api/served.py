@@ -14,7 +14,7 @@ from dane_server.runner.pace import Pace
 from dane_server.runner.runner import Runner
 from dane_server.runner.submit import Folders
 from dane_server.settings import ServerSettings
-from dane_server.storage.acts import Acts
+from dane_server.storage.access import Access
 from dane_server.storage.engine import Store, open_store
 from dane_server.storage.reader import Reader
 from dane_server.storage.tables import metadata
@@ -37,24 +37,22 @@ async def serving(folder: Path, **sections: Any) -> AsyncIterator[Served]:
     async with open_store(f"sqlite+aiosqlite:///{folder}/dane.sqlite") as store:
         async with store.engine.begin() as connection:
             await connection.run_sync(metadata.create_all)
-        reader, writer = Reader(store), Writer(store)
+        access = Access.to(store)
         runner = Runner(
-            writer=writer,
-            reader=reader,
-            acts=Acts(store),
+            access=access,
             exchange=exchange,
             folders=Folders(temp=folder / "TEMP", out=folder / "OUT"),
             pace=Pace(),
         )
         settings = ServerSettings(**sections)
-        api = create_api(runner=runner, reader=reader, settings=settings, exchange=exchange)
+        api = create_api(runner=runner, reader=access.reader, settings=settings, exchange=exchange)
         transport = httpx.ASGITransport(api)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5500") as http:
             yield Served(
                 http=http,
                 store=store,
-                reader=reader,
-                writer=writer,
+                reader=access.reader,
+                writer=access.writer,
                 runner=runner,
                 exchange=exchange,
             )

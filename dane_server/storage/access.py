@@ -1,0 +1,24 @@
+"""Every way into the store, in one hand."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from dane_server.storage.acts import Acts
+from dane_server.storage.engine import Store
+from dane_server.storage.reader import Reader
+from dane_server.storage.sweeps import Sweeps
+from dane_server.storage.writer import Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who reads the store and who writes it, over the same connections."""
+
+    reader: Reader
+    writer: Writer
+    acts: Acts
+    sweeps: Sweeps
+
+    @classmethod
+    def to(cls, store: Store) -> Self:
+        return cls(Reader(store), Writer(store), Acts(store), Sweeps(store))
