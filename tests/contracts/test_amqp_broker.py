@@ -154,7 +154,10 @@ async def test_results_are_consumed_while_publishing_is_blocked(
     async with exchange.consume(queue, prefetch=1) as subscription:
         await asyncio.to_thread(broker.control, "set_vm_memory_high_watermark", "0.00001")
         try:
+            assert exchange.blocked == ""  # a broker tells only who publishes
             assert await exchange.send(queue, [letter("blocked")]) == [Fate.UNKNOWN]
+            assert exchange.blocked == "low on memory"
+            assert exchange.connected
             for number in range(5):
                 [delivery] = await take(subscription, 1)
                 await subscription.ack(delivery)
@@ -165,6 +168,7 @@ async def test_results_are_consumed_while_publishing_is_blocked(
 
         [late] = await take(subscription, 1)  # unknown it was, and now it has arrived
         assert texts([late]) == ["blocked"]
+        assert exchange.blocked == ""
         assert await exchange.send(queue, [letter("free")]) == routed(1)
 
 

@@ -446,6 +446,7 @@ class Brittle:
     def __init__(self) -> None:
         self._inner = MemoryExchange()
         self.connected = True
+        self.blocked = ""
         self.lost_acks = 0
         self.lost_publishes = 0
         self.unknown_fates = 0

@@ -134,6 +134,10 @@ class AmqpExchange:
     def connected(self) -> bool:
         return self._publishing.up and self._consuming.up and not self._closed
 
+    @property
+    def blocked(self) -> str:
+        return self._publishing.blocked
+
     def reconnections(self) -> AsyncIterator[None]:
         return self._restorations.watch()
 

@@ -12,6 +12,7 @@ from aiormq import Channel
 from yarl import URL
 
 from dane_core.errors import ExchangeUnreachable
+from dane_core.exchange.amqp.alarm import Alarm, HeardTransport
 
 T = TypeVar("T")
 
@@ -34,16 +35,23 @@ class Line:
         self.patience = patience
         self.on_back: Callable[[], None] = _nothing
         self._connection = connection
+        self._alarm = Alarm()
         self._desk: Channel | None = None
         self._desk_free = asyncio.Lock()
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._pause = _FIRST_PAUSE
+        connection.kwargs["transport_factory"] = HeardTransport(self._alarm)
         connection.close_callbacks.add(self._wait_longer)
         connection.reconnect_callbacks.add(self._come_back)
 
     @property
     def up(self) -> bool:
         return self._connection.connected.is_set()
+
+    @property
+    def blocked(self) -> str:
+        """Why the broker takes no messages over this connection; empty when it does."""
+        return self._alarm.reason if self.up else ""
 
     async def channel(self, *, confirms: bool = False) -> Channel:
         """Open a channel. Raises: ExchangeUnreachable."""
