@@ -66,6 +66,9 @@ class Subscription(Protocol):
     async def ack_through(self, delivery: Delivery) -> None:
         """This message and every earlier unsettled one of the subscription are dealt with."""
 
+    async def ack_last(self, delivery: Delivery) -> None:
+        """This message is dealt with, and no other is wanted in its place: leave after this."""
+
     async def nack(self, delivery: Delivery) -> None:
         """Not dealt with: back to its place in the queue, for anyone."""
 

@@ -226,6 +226,11 @@ class _Subscription:
         # Tags rise, so the unsettled ones up to this are at the front.
         self._settle(list(takewhile(lambda tag: tag <= delivery.tag, self._unsettled)))
 
+    async def ack_last(self, delivery: Delivery) -> None:
+        self._queue.remove(self)
+        self._left = True
+        self._settle([delivery.tag])
+
     async def nack(self, delivery: Delivery) -> None:
         self._settle([delivery.tag], undone=True)
 

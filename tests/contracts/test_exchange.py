@@ -201,6 +201,23 @@ async def test_a_message_that_goes_back_keeps_its_place(exchange: Exchange, queu
 # --- consuming ----------------------------------------------------------------------------------
 
 
+async def test_a_consumer_that_settles_its_last_message_is_given_no_other(
+    exchange: Exchange, queue: str
+) -> None:
+    """Whoever works on for an hour without its message must not hold the next one meanwhile."""
+    await exchange.declare_queue(queue, ["#"])
+    await exchange.publish(addressed("x", "ab"))
+    async with exchange.consume(queue, prefetch=1) as subscription:
+        [held] = await take(subscription, 1)
+        await subscription.ack_last(held)
+    async with exchange.consume(queue, prefetch=2) as other:
+        [next_one] = await take(other, 1)
+
+        assert texts([held, next_one]) == ["a", "b"]
+        assert not next_one.redelivered
+        assert await exchange.depth(queue) == Depth(waiting=0, consumers=1)
+
+
 async def test_messages_wait_for_a_consumer(exchange: Exchange, queue: str) -> None:
     await exchange.declare_queue(queue)
     async with exchange.consume(queue, prefetch=1):

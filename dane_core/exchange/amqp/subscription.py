@@ -33,6 +33,7 @@ class AmqpSubscription:
         self._prefetch = prefetch
         self._on_loss = on_loss
         self._channel: Channel | None = None
+        self._consumer = ""  # its tag there
         self._earlier = 0  # deliveries over earlier channels
         self._latest = 0  # over all
         self._arrived: deque[Delivery] = deque()
@@ -49,7 +50,8 @@ class AmqpSubscription:
         try:
             async with answer_within(self._line.patience):
                 await channel.basic_qos(prefetch_count=self._prefetch)
-                await channel.basic_consume(self.queue, self._receive)
+                consumer = await channel.basic_consume(self.queue, self._receive)
+                self._consumer = consumer.consumer_tag or ""
         except ExchangeUnreachable as loss:
             await self.detach()
             if isinstance(loss.__cause__, ChannelNotFoundEntity):
@@ -83,6 +85,13 @@ class AmqpSubscription:
         if channel := self._settle(tags):
             async with last_word():
                 await channel.basic_ack(tags[-1] - self._earlier, multiple=True, wait=False)
+
+    async def ack_last(self, delivery: Delivery) -> None:
+        # In this order, or the broker would hand out another message for the acked one.
+        if channel := self._settle([delivery.tag]):
+            async with last_word():
+                await channel.basic_cancel(self._consumer, nowait=True)
+                await channel.basic_ack(delivery.tag - self._earlier, wait=False)
 
     async def nack(self, delivery: Delivery) -> None:
         if channel := self._settle([delivery.tag]):
