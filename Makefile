@@ -11,7 +11,7 @@ LOCKING := --quiet --universal --python-version 3.11 --generate-hashes --no-emit
 # Tests in this many processes, twice the cores: many of them wait for a service. Each has a database and a virtual host of its own.
 JOBS ?= 4
 
-.PHONY: help demo test check format lock clean
+.PHONY: help demo test bench check format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this
@@ -22,6 +22,9 @@ demo: $(VENV)/runnable  ## Work through a few files, with everything in one proc
 
 test: $(VENV)/installed  ## Run every test, on RabbitMQ and MariaDB too
 	$(BIN)/python -m tests.services run -- $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+bench: $(VENV)/installed  ## Measure DANE beside its peers (B="1 2": only these)
+	$(BIN)/python -m benchmarks $(B) --json benchmarks.json
 
 check: $(VENV)/installed  ## Formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
