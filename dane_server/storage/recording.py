@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.job import Retry, TaskId
-from dane_core.message import Answer
+from dane_core.message import Answer, Ticket
 from dane_core.routing import MEDIA_TYPE
 from dane_core.states import IN_FLIGHT, TaskState, outcome_number, outcome_state
 from dane_server.storage.chunk import ROWS, chunks, fitting
@@ -19,6 +19,7 @@ from dane_server.storage.functions import later
 from dane_server.storage.release import release
 from dane_server.storage.statements import dispatch
 from dane_server.storage.statements import recording as sql
+from dane_server.storage.statements.lease import NO_STARTS, NOT_LEASED
 from dane_server.storage.tally import Tally
 from dane_server.storage.view import Recorded
 
@@ -36,16 +37,16 @@ async def record(
         job.id: job.started_at
         for job in await connection.execute(sql.living_jobs({row.job_id for row in rows.values()}))
     }
-    valid: dict[int, _Settled] = {}
+    valid: dict[int, Ending] = {}
     late: list[Answer] = []
     for answer in answers:
         row = rows.get(answer.ticket.task_id)
         if row is None or row.id in valid or not _is_current(row, answer, living):
             late.append(answer)
         else:
-            valid[row.id] = _Settled(row, answer)
+            valid[row.id] = Ending(row, answer)
     tally = Tally()
-    ready = await _settle(connection, list(valid.values()), tally) if valid else []
+    ready = await settle(connection, list(valid.values()), tally) if valid else []
     # Whoever sent them may have died before it could write down that it did.
     jobs = {one.row.job_id for one in valid.values() if not living[one.row.job_id]}
     if jobs:
@@ -73,12 +74,17 @@ def retry_delay(retry: Retry, tries: int) -> float:
     return float(min(retry.delay * retry.factor**tries, retry.max_delay))
 
 
-class _Settled:
-    """One answer that counts, and what it makes of its task."""
+class Ending:
+    """How an attempt ended, and what that makes of its task.
 
-    def __init__(self, row: sa.Row[Any], answer: Answer) -> None:
+    `row` is locked, with the columns of `sql.answered`. Said by its worker, unless `own` is
+    false: then the runner found it out, and what it knows of earlier starts stays.
+    """
+
+    def __init__(self, row: sa.Row[Any], answer: Answer, *, own: bool = True) -> None:
         self.row = row
         self.answer = answer
+        self.own = own
         self.retry = Retry(**orjson.loads(row.retry)) if row.retry else Retry()
         self.number = outcome_number(answer.state)
         self.state = outcome_state(answer.state)
@@ -98,7 +104,15 @@ class _Settled:
         return self.row.now - timedelta(seconds=min(max(self.answer.runtime, 0.0), 1e9))
 
 
-async def _settle(connection: AsyncConnection, settled: list[_Settled], tally: Tally) -> list[int]:
+def found_out(row: sa.Row[Any], number: int, message: str) -> Ending:
+    """An end that no worker tells of: the runner gives the number, as a worker would."""
+    ticket = Ticket(task_id=row.id, attempt=row.attempt, dispatch=0, token="")
+    answer = Answer(ticket=ticket, state=number, message=message, response={}, worker=row.worker)
+    return Ending(row, answer, own=False)
+
+
+async def settle(connection: AsyncConnection, settled: Sequence[Ending], tally: Tally) -> list[int]:
+    """Write down how attempts of locked tasks ended; returns the ids of what became ready."""
     await _settle_tasks(connection, settled, tally)
     await connection.execute(sql.add_attempts(), [_attempt_row(one) for one in settled])
     await _settle_answers(connection, settled)
@@ -111,17 +125,19 @@ async def _settle(connection: AsyncConnection, settled: list[_Settled], tally: T
     )
 
 
-async def _settle_tasks(connection: AsyncConnection, settled: list[_Settled], tally: Tally) -> None:
-    groups: defaultdict[tuple[TaskState, int, bool], list[_Settled]] = defaultdict(list)
+async def _settle_tasks(
+    connection: AsyncConnection, settled: Sequence[Ending], tally: Tally
+) -> None:
+    groups: defaultdict[tuple[TaskState, int, bool, bool], list[Ending]] = defaultdict(list)
     for one in settled:
-        groups[one.state, one.number, one.lets_go].append(one)
+        groups[one.state, one.number, one.lets_go, one.own].append(one)
         tally.move(
             one.row.job_id,
             TaskState(one.row.state),
             one.state,
             allow_failure=one.row.allow_failure,
         )
-    for (state, outcome, lets_go), alike in sorted(groups.items()):
+    for (state, outcome, lets_go, own), alike in sorted(groups.items()):
         if state is TaskState.BACKOFF:
             for one in alike:
                 await connection.execute(_back_off(one))
@@ -133,17 +149,22 @@ async def _settle_tasks(connection: AsyncConnection, settled: list[_Settled], ta
             "started_at": sql.by_task({one.row.id: one.started_at for one in alike}),
             "finished_at": alike[0].row.now,
             "due_at": None,
+            **NOT_LEASED,
         }
+        if own:
+            values |= NO_STARTS
         if lets_go:
             values["released"] = True
         await connection.execute(sql.settle([one.row.id for one in alike], state, values))
 
 
-def _back_off(one: _Settled) -> sa.Update:
+def _back_off(one: Ending) -> sa.Update:
     return sql.settle(
         [one.row.id],
         TaskState.BACKOFF,
         {
+            **NOT_LEASED,
+            **(NO_STARTS if one.own else {}),
             "outcome": one.number,
             "message": one.answer.message,
             "attempt": one.row.attempt + 1,
@@ -156,7 +177,7 @@ def _back_off(one: _Settled) -> sa.Update:
     )
 
 
-def _attempt_row(one: _Settled) -> dict[str, Any]:
+def _attempt_row(one: Ending) -> dict[str, Any]:
     return {
         "task_id": one.row.id,
         "number": one.row.attempt,
@@ -170,7 +191,7 @@ def _attempt_row(one: _Settled) -> dict[str, Any]:
     }
 
 
-async def _settle_answers(connection: AsyncConnection, settled: list[_Settled]) -> None:
+async def _settle_answers(connection: AsyncConnection, settled: Sequence[Ending]) -> None:
     """Keep the responses; one of an earlier attempt makes room for the new one."""
     said = [one for one in settled if one.answer.response or one.state is TaskState.SUCCEEDED]
     before = [one.row.id for one in settled if one.row.attempt > 1]
@@ -184,7 +205,7 @@ async def _settle_answers(connection: AsyncConnection, settled: list[_Settled]) 
             await connection.execute(sql.learn_type(one.row.job_id, media_type))
 
 
-def _found_type(one: _Settled) -> str | None:
+def _found_type(one: Ending) -> str | None:
     """The media type that DOWNLOAD saw in the source."""
     media_type = one.answer.response.get("file_type")
     if one.row.task_key != "DOWNLOAD" or not isinstance(media_type, str):
@@ -192,7 +213,7 @@ def _found_type(one: _Settled) -> str | None:
     return media_type.lower() if MEDIA_TYPE.fullmatch(media_type.lower()) else None
 
 
-def _answer_row(one: _Settled) -> dict[str, Any]:
+def _answer_row(one: Ending) -> dict[str, Any]:
     return {
         "task_id": one.row.id,
         "job_id": one.row.job_id,

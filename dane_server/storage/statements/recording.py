@@ -1,7 +1,7 @@
 """Changes that answers make, each a function named after it. No I/O here."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -14,31 +14,29 @@ from dane_server.storage.tables import (
     tasks,
 )
 
+#: What is needed of a task to write down how its attempt ended.
+ENDED: Final = (
+    tasks.c.id,
+    tasks.c.job_id,
+    tasks.c.task_key,
+    tasks.c.attempt,
+    tasks.c.state,
+    tasks.c.allow_failure,
+    tasks.c.solo,
+    tasks.c.retry,
+    tasks.c.tries,
+    tasks.c.fanout,
+    tasks.c.released,
+    tasks.c.worker,
+    tasks.c.queued_at,
+    tasks.c.started_at,
+    now().label("now"),
+)
+
 
 def answered(ids: Sequence[int]) -> sa.Select[Any]:
     """The tasks some answers are for, locked in the order of their ids."""
-    return (
-        sa.select(
-            tasks.c.id,
-            tasks.c.job_id,
-            tasks.c.task_key,
-            tasks.c.attempt,
-            tasks.c.state,
-            tasks.c.allow_failure,
-            tasks.c.solo,
-            tasks.c.retry,
-            tasks.c.tries,
-            tasks.c.fanout,
-            tasks.c.released,
-            tasks.c.worker,
-            tasks.c.queued_at,
-            tasks.c.started_at,
-            now().label("now"),
-        )
-        .where(tasks.c.id.in_(ids))
-        .order_by(tasks.c.id)
-        .with_for_update()
-    )
+    return sa.select(*ENDED).where(tasks.c.id.in_(ids)).order_by(tasks.c.id).with_for_update()
 
 
 def living_jobs(ids: Iterable[int]) -> sa.Select[Any]:
