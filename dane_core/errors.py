@@ -118,6 +118,10 @@ class StoreUnreachable(Unreachable):
     """The database does not answer."""
 
 
+class OutcomeUnknown(StoreUnreachable):
+    """A change that the database may have kept or not: its COMMIT was not acknowledged."""
+
+
 class ExchangeUnreachable(Unreachable):
     """The message broker does not answer."""
 

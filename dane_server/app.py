@@ -59,9 +59,15 @@ async def run_server(
     _check_roles(settings, roles)
     signals = _told_by_signals(stop) if heed_signals else nullcontext()
     with _listening(settings, roles, port) as door, signals:
-        async with open_store(settings.store_url) as store, _exchange(settings) as exchange:
+        async with (
+            open_store(settings.store_url) as store,
+            store.apart() as apart,
+            _exchange(settings) as exchange,
+        ):
             await _prepare(store, exchange)
-            server = _Server(settings, store, exchange, roles=roles)
+            # Whatever the API is asked, it cannot use up the connections that move jobs.
+            access, moving = Access.to(store), Access.to(apart)
+            server = _Server(settings, access, exchange, roles=roles, moving=moving)
             try:
                 await server.run(door, workers, slots=slots, on_ready=on_ready, stop=stop)
             except* DaneError as faults:
@@ -72,14 +78,20 @@ class _Server:
     """The parts of one server process, and the order in which they start and stop."""
 
     def __init__(
-        self, settings: ServerSettings, store: Store, exchange: Exchange, *, roles: frozenset[Role]
+        self,
+        settings: ServerSettings,
+        access: Access,
+        exchange: Exchange,
+        *,
+        roles: frozenset[Role],
+        moving: Access,
     ) -> None:
         self._settings = settings
         self._exchange = exchange
-        access = Access.to(store)
         self._reader = access.reader
         self._runner = Runner(
             access=access,
+            moving=moving,
             exchange=exchange,
             folders=Folders(
                 temp=settings.DANE_SERVER.TEMP_FOLDER, out=settings.DANE_SERVER.OUT_FOLDER

@@ -26,6 +26,7 @@ from dane_core.errors import (
     IllegalMove,
     KeyReused,
     NotFound,
+    OutcomeUnknown,
     QueueMismatch,
     RefusedByServer,
     ServerUnreachable,
@@ -78,6 +79,10 @@ class Row:
 
 
 _AGAIN: Final = "Nothing was changed that was not acknowledged; try again in a moment."
+_LOOK: Final = (
+    "It may have been done, or not: the store did not confirm it. Look before you send it again; "
+    "a job that is submitted with an Idempotency-Key can just be sent again."
+)
 _INSIDE: Final = "The server is not in order; its log says why."
 
 #: The one table. An error of a class that is not here is its nearest ancestor's.
@@ -94,6 +99,7 @@ ROWS: Final[Mapping[type[DaneError], Row]] = {
     IllegalMove: Row(409, "illegal-move", "The present state does not allow this", path="path"),
     Unreachable: Row(503, "unreachable", "A part of DANE cannot be reached now", _AGAIN),
     StoreUnreachable: Row(503, "store-unreachable", "The store cannot be reached now", _AGAIN),
+    OutcomeUnknown: Row(503, "outcome-unknown", "It is not known whether this was done", _LOOK),
     ExchangeUnreachable: Row(
         503, "exchange-unreachable", "The message broker cannot be reached now", _AGAIN
     ),

@@ -23,13 +23,15 @@ class Runner(Operator):
     """Moves jobs: takes them in, sends their tasks, records answers, carries out acts.
 
     One that is `remote` takes jobs and acts only, and leaves the moving to runners in other
-    processes; `loops` of the others are to be kept running.
+    processes; `loops` of the others are to be kept running. What moves jobs may reach the store
+    by connections of its own (`moving`), which those who ask for things cannot use up.
     """
 
     def __init__(
         self,
         *,
         access: Access,
+        moving: Access | None = None,
         exchange: Exchange,
         folders: Folders,
         pace: Pace,
@@ -40,7 +42,7 @@ class Runner(Operator):
         bell = RemoteBell(exchange, response_queue) if remote else local
         super().__init__(access.acts, exchange, bell)
         self._submissions = Submissions(access.writer, Arguments(access.reader), bell, folders)
-        self._access = access
+        self._access = moving or access
         self._pace = pace
         self._local = local
         self._response_queue = response_queue
@@ -84,6 +86,6 @@ class Runner(Operator):
             queue=self._response_queue,
         )
         sweeper = Sweeper(
-            sweeps=self._access.sweeps, acts=self._acts, bell=self._local, pace=self._pace
+            sweeps=self._access.sweeps, acts=self._access.acts, bell=self._local, pace=self._pace
         )
         return {"dispatcher": dispatcher.run, "recorder": recorder.run, "sweeper": sweeper.run}

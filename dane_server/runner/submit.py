@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dane_core.errors import BadSpec, DaneError, Unreachable
+from dane_core.errors import BadSpec, DaneError, OutcomeUnknown, Unreachable
 from dane_core.folders import source_folders
 from dane_core.spec import JobSpec
 from dane_server.graph import compile_graph
@@ -17,6 +18,9 @@ from dane_server.storage.writer import Writer
 
 #: Jobs that arrive together are stored in one transaction, up to this many tasks.
 _TASKS_TOGETHER: Final = 5000
+#: After a commit that was not acknowledged, seconds in which the store may come back.
+_PATIENCE: Final = 10.0
+_PAUSE: Final = 0.25
 
 _Outcome = Submitted | DaneError
 _Waiting = tuple[NewJob, asyncio.Future[_Outcome]]
@@ -40,6 +44,7 @@ class Submissions:
         self._folders = folders
         self._waiting: list[_Waiting] = []
         self._storing: asyncio.Task[None] | None = None
+        self._finding_out: set[asyncio.Task[None]] = set()
 
     async def submit(self, spec: JobSpec, *, once: Once | None = None) -> Submitted:
         """Store one job. What arrives while another batch is being stored goes in the next."""
@@ -82,6 +87,8 @@ class Submissions:
             batch = self._next_batch()
             try:
                 await self._store(batch)
+            except OutcomeUnknown as fault:
+                self._find_out(batch, fault)
             except Unreachable as fault:
                 _fail(batch, fault)
             except Exception:  # noqa: BLE001 - told to the one it concerns
@@ -89,6 +96,31 @@ class Submissions:
                     await self._store_alone(one)
             # Whoever waits for an answer has it: a broker that is slow to take this is not theirs.
             await self._bell.ring()
+
+    def _find_out(self, batch: Sequence[_Waiting], fault: OutcomeUnknown) -> None:
+        """Store once more what has a key: stored already, it is only looked up by it."""
+        _fail([one for one in batch if one[0].once is None], fault)
+        if keyed := [one for one in batch if one[0].once is not None]:
+            task = asyncio.create_task(self._store_keyed(keyed, fault))
+            self._finding_out.add(task)
+            task.add_done_callback(self._finding_out.discard)
+
+    async def _store_keyed(self, batch: Sequence[_Waiting], unknown: OutcomeUnknown) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                while not await self._is_stored(batch):  # noqa: ASYNC110 - it is asked for
+                    await asyncio.sleep(_PAUSE)
+        _fail(batch, unknown)  # whoever has no answer by now
+        await self._bell.ring()
+
+    async def _is_stored(self, batch: Sequence[_Waiting]) -> bool:
+        try:
+            await self._store(batch)
+        except Unreachable:
+            return False
+        except Exception as fault:  # noqa: BLE001 - those who wait for it get it
+            _fail(batch, fault)
+        return True
 
     async def _store_alone(self, one: _Waiting) -> None:
         """Find out which job of a batch the store objects to: the others are no part of it."""

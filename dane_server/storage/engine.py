@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from dane_core.errors import StoreTaken, StoreUnreachable
+from dane_core.errors import OutcomeUnknown, StoreTaken, StoreUnreachable
 
 # It warns of every row that INSERT IGNORE finds to be there already, which is the point of it.
 logging.getLogger("asyncmy").setLevel(logging.ERROR)
@@ -27,17 +27,36 @@ Unit = Callable[[AsyncConnection], Awaitable[T]]
 
 #: Checkread, lock wait, deadlock, table definition changed: the whole unit is run again.
 _AGAIN: Final = frozenset({1020, 1205, 1213, 1412})
+#: The SQLSTATE of the same: the transaction could not be serialized, and was rolled back.
+_SERIALIZATION_FAILURE: Final = "40001"
+#: MariaDB's "got error … during COMMIT": nobody knows what it has kept.
+_ERROR_DURING_COMMIT: Final = 1180
 _TRIES: Final = 8
+#: A connection that is lost under a unit, before its COMMIT, is worth another this often.
+_TRIES_OF_A_LOST: Final = 3
 _STATEMENT_SECONDS: Final = 15
+#: A unit of work takes so long at most, all its tries together.
 _UNIT_SECONDS: Final = 30
+#: To have a connection that answers: a place in the pool, a ping, a handshake.
+_CONNECT_SECONDS: Final = 10
+_POOL_SECONDS: Final = 5
+
+#: What the driver and the pool raise; the last is of a stream that ended.
+_FAULTS: Final = (DBAPIError, PoolTimeout, DisconnectionError, TimeoutError, OSError, EOFError)
 
 
 class Store:
-    """The database: transactions for those who write, connections for those who read."""
+    """The database: transactions for those who write, connections for those who read.
 
-    def __init__(self, writes: AsyncEngine, reads: AsyncEngine) -> None:
+    Who uses it waits `connecting` seconds at most for a connection that answers.
+    """
+
+    def __init__(
+        self, writes: AsyncEngine, reads: AsyncEngine, *, connecting: float = _CONNECT_SECONDS
+    ) -> None:
         self._writes = writes
         self._reads = reads
+        self._connecting = connecting
         self._under_way: set[asyncio.Task[Any]] = set()
 
     @property
@@ -48,9 +67,10 @@ class Store:
     async def write(self, unit: Unit[T]) -> T:
         """Run a unit of work in one transaction: all of it happens, or nothing.
 
-        Deadlocks and the like run it again, so it must not have effects of its own. A caller
-        that is cancelled leaves it running: a cancelled statement would go on in the server
-        anyway, holding its locks. Raises: StoreUnreachable, when the outcome is unknown.
+        Deadlocks, and a connection lost before the commit, run it again, so it must not have
+        effects of its own. A caller that is cancelled leaves it running: a cancelled statement
+        would go on in the server anyway, holding its locks. Raises: StoreUnreachable, when
+        nothing was changed; OutcomeUnknown, when the commit was not acknowledged.
         """
         return await self._shielded(self._write(unit))
 
@@ -58,10 +78,28 @@ class Store:
         """Run queries that see one state of the store each. Raises: StoreUnreachable."""
         return await self._shielded(self._read(unit))
 
-    async def close(self) -> None:
-        """Let what is under way finish, then disconnect."""
+    @asynccontextmanager
+    async def apart(self) -> "AsyncIterator[Store]":
+        """The same store by connections of its own: nobody else's queries can use them up.
+
+        On SQLite those are for reading; the one connection that may write is shared.
+        """
+        shared = self._writes.dialect.name == "sqlite"
+        url = self._writes.url.render_as_string(hide_password=False)
+        if shared:
+            store = Store(self._writes, _sqlite(url, reads=True), connecting=self._connecting)
+        else:
+            store = Store(_mariadb(url, size=_WRITERS), _mariadb(url, size=_READERS))
+        try:
+            yield store
+        finally:
+            await store.close(keep_writes=shared)
+
+    async def close(self, *, keep_writes: bool = False) -> None:
+        """Let what is under way finish, then disconnect; writers may be somebody else's."""
         await asyncio.gather(*self._under_way, return_exceptions=True)
-        await self._writes.dispose()
+        if not keep_writes:
+            await self._writes.dispose()
         await self._reads.dispose()
 
     async def _shielded(self, work: Awaitable[T]) -> T:
@@ -71,41 +109,108 @@ class Store:
         return await asyncio.shield(task)
 
     async def _write(self, unit: Unit[T]) -> T:
-        for tried in range(_TRIES):
+        deadline = asyncio.get_running_loop().time() + _UNIT_SECONDS
+        for tried in range(1, _TRIES + 1):
+            stage = _Stage()
             try:
-                async with asyncio.timeout(_UNIT_SECONDS), self._writes.begin() as connection:
-                    return await unit(connection)
-            except (DBAPIError, PoolTimeout, TimeoutError, OSError) as fault:
-                if not _worth_again(fault) or tried == _TRIES - 1:
-                    raise _explained(fault) from fault
+                async with (
+                    self._connected(self._writes, deadline) as connection,
+                    connection.begin(),
+                ):
+                    stage.begun = True
+                    result = await unit(connection)
+                    stage.committing = True
+            except _FAULTS as fault:
+                if tried == _TRIES or not stage.is_worth_again(fault, tried):
+                    raise stage.explained(fault) from fault
+            else:
+                return result
             # Jittered, so that two that met in a deadlock do not meet again.
             await asyncio.sleep(random.uniform(0.5, 1.0) * 0.005 * 2**tried)  # noqa: S311
         raise AssertionError("unreachable")
 
     async def _read(self, unit: Unit[T]) -> T:
+        deadline = asyncio.get_running_loop().time() + _UNIT_SECONDS
         try:
-            async with asyncio.timeout(_UNIT_SECONDS), self._reads.connect() as connection:
+            async with self._connected(self._reads, deadline) as connection:
                 return await unit(connection)
-        except (DBAPIError, PoolTimeout, TimeoutError, OSError) as fault:
+        except _FAULTS as fault:
             raise _explained(fault) from fault
 
+    @asynccontextmanager
+    async def _connected(
+        self, engine: AsyncEngine, deadline: float
+    ) -> AsyncIterator[AsyncConnection]:
+        """A connection: had soon, or not at all; and given up at the deadline."""
+        soon = asyncio.get_running_loop().time() + self._connecting
+        async with (
+            asyncio.timeout_at(min(soon, deadline)) as limit,
+            engine.connect() as connection,
+        ):
+            limit.reschedule(deadline)
+            yield connection
 
-def _worth_again(fault: Exception) -> bool:
-    if not isinstance(fault, DBAPIError):
-        return False
-    code = fault.orig.args[0] if fault.orig is not None and fault.orig.args else None
-    return code in _AGAIN or code == "database is locked"
+
+class _Stage:
+    """How far a unit of work came, which decides what a fault means."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.committing = False
+
+    def is_worth_again(self, fault: Exception, tried: int) -> bool:
+        """Whether it was rolled back, and may go better now."""
+        if not isinstance(fault, DBAPIError) or self._is_unknown(fault):
+            return False
+        lost = fault.connection_invalidated and self.begun and tried < _TRIES_OF_A_LOST
+        return lost or _is_conflict(fault)
+
+    def explained(self, fault: Exception) -> Exception:
+        if self._is_unknown(fault):
+            return OutcomeUnknown(f"the database did not acknowledge a commit: {_reason(fault)}")
+        return _explained(fault)
+
+    def _is_unknown(self, fault: Exception) -> bool:
+        """An error that the database answers a COMMIT with says no; silence says nothing."""
+        if not self.committing:
+            return False
+        if not isinstance(fault, DBAPIError):
+            return True
+        return fault.connection_invalidated or _code(fault) == _ERROR_DURING_COMMIT
+
+
+def _is_conflict(fault: DBAPIError) -> bool:
+    state = getattr(fault.orig, "sqlstate", None)
+    return (
+        _code(fault) in _AGAIN
+        or state == _SERIALIZATION_FAILURE
+        or _code(fault) == "database is locked"
+    )
+
+
+def _code(fault: DBAPIError) -> Any:
+    return fault.orig.args[0] if fault.orig is not None and fault.orig.args else None
+
+
+#: What may come of a database that is not in order, and not of a statement of ours.
+_NOT_IN_ORDER: Final = (
+    sa.exc.OperationalError,
+    sa.exc.InterfaceError,
+    sa.exc.InternalError,
+)
 
 
 def _explained(fault: Exception) -> Exception:
     """Turn what means "no database" into our word for it; leave bugs as they are."""
-    lost = isinstance(fault, DBAPIError) and (
-        fault.connection_invalidated or isinstance(fault, sa.exc.OperationalError)
-    )
-    if lost or isinstance(fault, PoolTimeout | TimeoutError | OSError | DisconnectionError):
-        reason = str(getattr(fault, "orig", None) or fault) or "no answer in time"
-        return StoreUnreachable(f"the database does not answer: {reason}")
-    return fault
+    if isinstance(fault, DBAPIError) and not (
+        fault.connection_invalidated or isinstance(fault, _NOT_IN_ORDER)
+    ):
+        return fault
+    return StoreUnreachable(f"the database does not answer: {_reason(fault)}")
+
+
+def _reason(fault: Exception) -> str:
+    return str(getattr(fault, "orig", None) or fault) or "no answer in time"
 
 
 @asynccontextmanager
@@ -118,11 +223,16 @@ async def open_store(url: str) -> AsyncIterator[Store]:
         async with _open_sqlite(url) as store:
             yield store
     else:
-        store = Store(_mariadb(url, size=5), _mariadb(url, size=10))
+        store = Store(_mariadb(url, size=_WRITERS), _mariadb(url, size=_READERS))
         try:
             yield store
         finally:
             await store.close()
+
+
+#: Connections of one pool. A server has two pools for its API and two for its runner.
+_WRITERS: Final = 5
+_READERS: Final = 10
 
 
 def _mariadb(url: str, *, size: int) -> AsyncEngine:
@@ -132,7 +242,7 @@ def _mariadb(url: str, *, size: int) -> AsyncEngine:
         isolation_level="READ COMMITTED",
         pool_size=size,
         max_overflow=0,
-        pool_timeout=5,
+        pool_timeout=_POOL_SECONDS,
         pool_pre_ping=True,
         pool_recycle=1800,
         connect_args={"connect_timeout": 5, "read_timeout": 20, "charset": "utf8mb4"},
@@ -160,7 +270,8 @@ async def _open_sqlite(url: str) -> AsyncIterator[Store]:
     path = Path(sa.engine.make_url(url).database or "dane.sqlite")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
-        store = Store(_sqlite(url, reads=False), _sqlite(url, reads=True))
+        # Writers queue for the one connection, so they wait as long as a unit may take.
+        store = Store(_sqlite(url, reads=False), _sqlite(url, reads=True), connecting=_UNIT_SECONDS)
         try:
             async with store.engine.connect():  # makes the file before a reader asks for it
                 pass
@@ -174,7 +285,7 @@ def _sqlite(url: str, *, reads: bool) -> AsyncEngine:
         url,
         pool_size=4 if reads else 1,
         max_overflow=0,
-        pool_timeout=_UNIT_SECONDS,
+        pool_timeout=_POOL_SECONDS if reads else _UNIT_SECONDS,
         connect_args={"isolation_level": None, "timeout": 5},
         poolclass=sa.AsyncAdaptedQueuePool,
     )
