@@ -18,7 +18,8 @@ class Fate(Enum):
 
     ROUTED = auto()  # confirmed: at least one queue has it
     UNROUTABLE = auto()  # confirmed: no queue is bound to its routing key
-    UNKNOWN = auto()  # no word in time, or refused: it may or may not have arrived
+    REFUSED = auto()  # a queue would not have it: it is full, or gone wrong
+    UNKNOWN = auto()  # no word in time: it may or may not have arrived, or arrive much later
 
 
 @dataclass(frozen=True, slots=True)

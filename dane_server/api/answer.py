@@ -260,7 +260,10 @@ class KeyRetried(TypedDict):
 
 
 class ReadyBody(TypedDict):
-    """DANE 0.1's words for each part: "200 OK" or "502 Bad Gateway"."""
+    """DANE 0.1's words for each part: "200 OK" or "502 Bad Gateway".
+
+    And "blocked: low on memory" for a broker that has raised that alarm.
+    """
 
     database: str
     messagequeue: str

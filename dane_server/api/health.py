@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from dane_core.errors import Unreachable
+from dane_core.exchange.base import Exchange
 from dane_server.api.answer import PREFIX, Answer, ReadyBody
 from dane_server.api.deps import TheExchange, TheReader
 from dane_server.api.problems import RETRY_AFTER
@@ -18,6 +19,8 @@ router = APIRouter(prefix=PREFIX, tags=["server"])
 VERSION: Final = version("dane-router")
 #: A store that takes longer is not ready, whatever it would say in the end.
 PATIENCE_SECONDS: Final = 5.0
+_OK: Final = "200 OK"
+_BAD: Final = "502 Bad Gateway"
 
 
 @router.get("/health", response_class=Response)
@@ -28,13 +31,22 @@ async def get_health() -> Response:
 
 @router.get("/ready", responses={200: {"model": ReadyBody}, 503: {"model": ReadyBody}})
 async def get_ready(reader: TheReader, exchange: TheExchange) -> Response:
-    """Whether the server reaches its store and its message broker: 200, or 503."""
-    parts = [await _reaches_store(reader), exchange.connected]
-    words = ["200 OK" if part else "502 Bad Gateway" for part in parts]
-    body = ReadyBody(database=words[0], messagequeue=words[1], version=VERSION)
-    if all(parts):
+    """Whether the server reaches its store and its message broker: 200, or 503.
+
+    A broker that takes no messages for an alarm of its own is `blocked: ` and its reason.
+    """
+    store = _OK if await _reaches_store(reader) else _BAD
+    broker = _word_for(exchange)
+    body = ReadyBody(database=store, messagequeue=broker, version=VERSION)
+    if (store, broker) == (_OK, _OK):
         return Answer(body)
     return Answer(body, status_code=503, headers={"Retry-After": RETRY_AFTER})
+
+
+def _word_for(exchange: Exchange) -> str:
+    if not exchange.connected:
+        return _BAD
+    return f"blocked: {exchange.blocked}" if exchange.blocked else _OK
 
 
 async def _reaches_store(reader: Reader) -> bool:

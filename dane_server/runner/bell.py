@@ -34,6 +34,17 @@ class RemoteBell:
     def __init__(self, exchange: Exchange, response_queue: str) -> None:
         self._exchange = exchange
         self._response_queue = response_queue
+        self._rung = False
+        self._ringing: asyncio.Task[None] | None = None
 
     async def ring(self) -> None:
-        await self._exchange.send(self._response_queue, [Nudge().seal()])
+        """Ring without waiting for it: whoever does is not to wait for a broker in trouble."""
+        self._rung = True
+        if self._ringing is None or self._ringing.done():
+            self._ringing = asyncio.create_task(self._ring())
+
+    async def _ring(self) -> None:
+        while self._rung:
+            self._rung = False
+            if self._exchange.connected and not self._exchange.blocked:
+                await self._exchange.send(self._response_queue, [Nudge().seal()])

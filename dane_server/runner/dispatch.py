@@ -1,9 +1,10 @@
 """Sends what may run: claim in the store first, publish second, mark what was confirmed."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from dane_core.errors import ExchangeUnreachable
 from dane_core.exchange.base import Exchange, Fate
@@ -18,6 +19,9 @@ from dane_server.storage.view import Claim, JobHead
 from dane_server.storage.writer import Writer
 
 logger = logging.getLogger(__name__)
+
+#: Between two looks whether an alarm of the broker is over, in seconds. No event tells it.
+_ALARM_LOOK: Final = 0.25
 
 
 class Dispatcher:
@@ -44,17 +48,21 @@ class Dispatcher:
         self._handed_over: list[Claim] = []
         self._bound_meanwhile: set[str] = set()
         self._without_worker: set[str] = set()
+        self._full: set[str] = set()
 
     async def run(self) -> None:
         """Send whenever the bell rings, until cancelled."""
         while True:
-            while await self.send_some():
+            await self._outlast_alarm()
+            while not self._exchange.blocked and await self.send_some():
                 pass
-            await self._bell.heard()
+            if not self._exchange.blocked:
+                await self._bell.heard()
 
     def hand_over(self, claims: Sequence[Claim]) -> None:
         """Send what was claimed elsewhere, before anything else; the ringer rings the bell."""
-        self._handed_over += claims
+        if not self._exchange.blocked:  # otherwise their leases bring them back
+            self._handed_over += claims
 
     def note_bound(self, keys: Collection[str]) -> None:
         """Queues were bound for these keys: what is being found unroutable just now may go."""
@@ -81,6 +89,16 @@ class Dispatcher:
         )
         await self._mark(claims, fates)
         return True
+
+    async def _outlast_alarm(self) -> None:
+        """Claim nothing while the broker takes nothing: what is claimed waits for its lease."""
+        if not (reason := self._exchange.blocked):
+            return
+        logger.warning("the broker takes no messages (%s): no tasks are sent until it does", reason)
+        self._handed_over.clear()
+        while self._exchange.blocked:  # noqa: ASYNC110  nothing tells when that ends
+            await asyncio.sleep(_ALARM_LOOK)
+        logger.warning("the broker takes messages again: tasks are sent")
 
     async def _next_claims(self) -> Sequence[Claim]:
         pace = self._pace
@@ -137,9 +155,9 @@ class Dispatcher:
         unroutable = {claim.key for claim in by_fate[Fate.UNROUTABLE]}
         if bound := sorted(unroutable & self._bound_meanwhile):
             await self._writer.route_again(bound)
-        self._note_missing_workers(
-            unroutable.difference(bound), {claim.key for claim in by_fate[Fate.ROUTED]}
-        )
+        routed = {claim.key for claim in by_fate[Fate.ROUTED]}
+        self._note_missing_workers(unroutable.difference(bound), routed)
+        self._note_full_queues({claim.key for claim in by_fate[Fate.REFUSED]}, routed)
         if by_fate[Fate.UNKNOWN]:
             raise ExchangeUnreachable(
                 f"{len(by_fate[Fate.UNKNOWN])} messages were not confirmed in time"
@@ -152,3 +170,11 @@ class Dispatcher:
         for key in sorted(routed & self._without_worker - unroutable):
             logger.info("a queue is bound to %s again", key)
         self._without_worker = (self._without_worker | unroutable) - (routed - unroutable)
+
+    def _note_full_queues(self, refused: set[str], routed: set[str]) -> None:
+        """Log once per key; the leases of what was refused are the pause until the next try."""
+        for key in sorted(refused - self._full):
+            logger.warning("the queue of %s takes no more: its tasks are sent again later", key)
+        for key in sorted(self._full & routed - refused):
+            logger.info("the queue of %s takes tasks again", key)
+        self._full = (self._full - routed) | refused

@@ -28,7 +28,7 @@ from dane_core.message import (
     open_control,
     open_verdict,
 )
-from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE, inbox_queue, work_queue
+from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE, inbox_queue, routing_key, work_queue
 from dane_core.states import JobStatus, TaskState
 from dane_server.runner.pace import Pace
 from tests.server.audit import audit
@@ -450,17 +450,24 @@ class Brittle:
         self.lost_acks = 0
         self.lost_publishes = 0
         self.unknown_fates = 0
+        self.full: set[str] = set()  # routing keys whose queue takes no more
         self.failed_broadcasts = 0
 
     async def publish(self, messages: Sequence[tuple[str, Envelope]]) -> Sequence[Fate]:
         if self.lost_publishes:
             self.lost_publishes -= 1
             raise ExchangeUnreachable("the connection was lost")
-        fates = list(await self._inner.publish(messages))
+        fates = [await self._put(key, envelope) for key, envelope in messages]
         if self.unknown_fates:
             self.unknown_fates -= 1
             fates[-1] = Fate.UNKNOWN
         return fates
+
+    async def _put(self, key: str, envelope: Envelope) -> Fate:
+        if key in self.full:
+            return Fate.REFUSED
+        [fate] = await self._inner.publish([(key, envelope)])
+        return fate
 
     async def send(self, queue: str, envelopes: Sequence[Envelope]) -> Sequence[Fate]:
         return await self._inner.send(queue, envelopes)
@@ -521,6 +528,10 @@ class _Losing:
 
     async def nack(self, delivery: Delivery) -> None:
         await self._inner.nack(delivery)
+
+
+async def _has(something: Sequence[object]) -> bool:
+    return bool(something)
 
 
 def brittle(**faults: Any) -> Brittle:
@@ -597,6 +608,59 @@ async def test_nothing_is_claimed_while_the_exchange_is_away(ledger: Ledger) -> 
         await office.ended(job)
 
     assert (found.state, found.dispatch) == (TaskState.READY, 0)
+
+
+async def test_nothing_is_claimed_while_the_broker_takes_nothing(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Jobs are still taken and answers recorded; only what would be sent waits, and says why."""
+    exchange = brittle()
+    async with at_work(ledger, exchange=as_exchange(exchange)) as office:
+        held: list[TaskMessage] = []
+
+        def script(task: TaskMessage) -> Answer | None:
+            held.append(task)
+            return done(task) if task.key == "B" else None
+
+        await office.hire("A", "B", script=script)
+        first = await office.submit(sequence("A", "B"))
+        await until(lambda: _has(held))
+        exchange.blocked = "low on memory"
+        second = await office.submit(parallel("B", "B"))
+        await send(office, done(held[0]))
+        await all_read(office)
+        await all_read(office)  # its hello has rung the bell once more
+        said = [record.getMessage() for record in caplog.records if "low on" in record.message]
+        blocked = await ledger.states(first)
+        untouched = {(one.state, one.dispatch) for one in await ledger.tasks(second)}
+        exchange.blocked = ""
+        await office.ended(second)
+
+    assert blocked["A"] is TaskState.SUCCEEDED
+    assert untouched == {(TaskState.READY, 0)}
+    assert said == ["the broker takes no messages (low on memory): no tasks are sent until it does"]
+
+
+async def test_a_full_queue_is_tried_again_later_and_holds_up_no_other(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with a policy of max-length and reject-publish. The pause is that of a lost message."""
+    exchange = brittle(full={routing_key(None, "A")})
+    async with at_work(ledger, pace=HASTY, exchange=as_exchange(exchange)) as office:
+        await office.hire("A", "B")
+        full = await office.submit(parallel("A", "A"))
+        await office.ended(await office.submit("B"))
+        assert office.seen_keys() == ["B"]
+
+        async def tried_again() -> bool:
+            return all(one.dispatch > 1 for one in await ledger.tasks(full))
+
+        await until(tried_again)
+        exchange.full.clear()
+        await office.ended(full)
+
+    assert {message.ticket.attempt for message in office.seen} == {1}
+    assert caplog.text.count("the queue of A takes no more") == 1
 
 
 async def test_successors_claimed_along_the_way_are_not_lost_with_the_exchange(

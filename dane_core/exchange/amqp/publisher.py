@@ -7,7 +7,12 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import uuid4
 
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity, PublishError
+from aio_pika.exceptions import (
+    CONNECTION_EXCEPTIONS,
+    ChannelNotFoundEntity,
+    DeliveryError,
+    PublishError,
+)
 from aiormq import Channel, spec
 
 from dane_core.errors import ExchangeUnreachable
@@ -105,6 +110,8 @@ class Publisher:
             )
         except PublishError:
             return Fate.UNROUTABLE
+        except DeliveryError:  # a nack
+            return Fate.REFUSED
         except asyncio.CancelledError:
             if cancellations():
                 raise

@@ -34,6 +34,14 @@ class DeafExchange:
     """Has lost its connection."""
 
     connected = False
+    blocked = ""
+
+
+class BlockedExchange:
+    """Has raised an alarm."""
+
+    connected = True
+    blocked = "low on memory"
 
 
 def client_of(error: Exception, exchange: object = None) -> httpx.AsyncClient:
@@ -78,7 +86,11 @@ async def test_what_is_out_of_reach_may_be_asked_again(kind: type[DaneError]) ->
 
 @pytest.mark.parametrize(
     ("exchange", "messagequeue"),
-    [(MemoryExchange(), "200 OK"), (DeafExchange(), "502 Bad Gateway")],
+    [
+        (MemoryExchange(), "200 OK"),
+        (DeafExchange(), "502 Bad Gateway"),
+        (BlockedExchange(), "blocked: low on memory"),
+    ],
 )
 async def test_a_server_that_reaches_nothing_is_alive_but_not_ready(
     exchange: object, messagequeue: str
