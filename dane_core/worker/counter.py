@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from dane_core.errors import BadMessage, ExchangeUnreachable, NotFound, QueueMismatch
 from dane_core.exchange.base import Delivery, Exchange, Fate, Subscription
@@ -63,8 +63,9 @@ class Floor:
 class Counter:
     """Serves one key, in as many lanes as may be busy at once.
 
-    A lane consumes with a prefetch of one. So what is held never exceeds what runs by more
-    than a moment: other tasks wait in the queue, where any worker finds them, and not here.
+    A lane consumes with a prefetch of one, and not at all once its task goes on without its
+    message. So what is held never exceeds what runs by more than a moment: other tasks wait in
+    the queue, where any worker finds them, and not here.
     """
 
     def __init__(self, worker: type[Worker], place: Place, floor: Floor, lanes: int) -> None:
@@ -144,14 +145,19 @@ class _Lane:
         self._counter = counter
         self._floor = counter.floor
         self._has_slot = False
+        self._leased: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         try:
             while await self._counter.opened():
                 await self._attend()
+                if self._leased is not None:
+                    await self._see_through(self._leased)
                 if not self._counter.takes_tasks:
                     self._give_slot()
         finally:
+            if self._leased is not None:
+                await _end(self._leased)
             self._give_slot()
 
     async def _attend(self) -> None:
@@ -169,13 +175,18 @@ class _Lane:
                 await self._wait_turn()
 
     async def _serve(self, queue: Subscription) -> bool:
-        """Do task after task. True, with the delivery going back, when no slot was free."""
+        """Do task after task, until one goes on without its message.
+
+        True, with the delivery going back, when no slot was free.
+        """
         while (held := await self._next(queue)) is not None:
             if not await self._claim_slot():
                 return True
             if not self._counter.takes_tasks:
                 break
             settled = await self._handle(held)
+            if self._leased is not None:
+                break
             self._give_slot()
             if not settled:
                 await self._counter.rest()
@@ -197,31 +208,64 @@ class _Lane:
             message = _read(held.envelope, self._counter.worker.key)
         except BadMessage as fault:
             return await self._bury(held, fault)
-        if (twin := self._floor.running.get(_try_of(message))) is not None:
-            return await self._leave_to(twin, held)
-        if held.redelivered or self._floor.inbox.is_doubtful(message):
-            verdict = await self._floor.inbox.ask(message.ticket)
+        twin = self._floor.running.get(_try_of(message))
+        if twin is None and (held.redelivered or self._floor.inbox.is_doubtful(message)):
+            verdict = await self._floor.inbox.ask(message.ticket, redelivered=held.redelivered)
             if verdict is None:
                 return False
             if not verdict.run:
                 logger.info("task %s is dropped: %s", message.ticket.task_id, verdict.reason)
                 await held.ack()
                 return True
+            twin = self._floor.running.get(_try_of(message))  # that began meanwhile
+        if twin is not None:
+            return await self._leave_to(twin, held)
         await self._attempt(message, held)
         return True
 
     async def _attempt(self, message: TaskMessage, held: "_Held") -> None:
-        counter, running = self._counter, self._floor.running
-        attempt = Attempt(message, counter.worker, counter.place, self._floor.desk)
-        running[_try_of(message)] = attempt
+        attempt = Attempt(
+            message,
+            self._counter.worker,
+            self._counter.place,
+            self._floor.desk,
+            delivered=held.delivered,
+        )
+        running, name = self._floor.running, _try_of(message)
+        running[name] = attempt
+        life = asyncio.create_task(attempt.live())
+        life.add_done_callback(lambda _: running.pop(name))
         try:
-            await attempt.live(settle=held.ack)
-        finally:
-            del running[_try_of(message)]
+            either: set[asyncio.Future[Any]] = {life, attempt.leased}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await _end(life)  # before its message goes to somebody else
+            await self._settle(attempt, held)
+            raise
+        if life.done():
+            life.result()
+            await self._settle(attempt, held)
+        else:
+            self._leased = life
+            await held.ack_last()
+
+    async def _settle(self, attempt: Attempt, held: "_Held") -> None:
+        if attempt.answered.done() and attempt.answered.result():
+            await held.ack()
+
+    async def _see_through(self, life: "asyncio.Task[None]") -> None:
+        """Keep the slot of a task that goes on without its message; take no other meanwhile."""
+        await asyncio.wait({life})
+        self._leased = None
+        self._give_slot()
+        life.result()
 
     async def _leave_to(self, twin: Attempt, held: "_Held") -> bool:
         """This very attempt runs here; its message came again, as after a lost connection."""
-        if await asyncio.shield(twin.answered):
+        twin.hand_off()
+        either: set[asyncio.Future[Any]] = {twin.leased, twin.answered}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if twin.leased.done() or twin.answered.result():
             await held.ack()
             return True
         return False
@@ -266,6 +310,7 @@ class _Held:
     def __init__(self, subscription: Subscription, delivery: Delivery) -> None:
         self.envelope: Envelope = delivery.envelope
         self.redelivered = delivery.redelivered
+        self.delivered = asyncio.get_running_loop().time()
         self._subscription = subscription
         self._delivery = delivery
 
@@ -275,9 +320,18 @@ class _Held:
         with suppress(ExchangeUnreachable):
             await self._subscription.ack(self._delivery)
 
+    async def ack_last(self) -> None:
+        with suppress(ExchangeUnreachable):
+            await self._subscription.ack_last(self._delivery)
+
     async def nack(self) -> None:
         with suppress(ExchangeUnreachable):
             await self._subscription.nack(self._delivery)
+
+
+async def _end(life: "asyncio.Task[None]") -> None:
+    life.cancel()
+    await asyncio.wait({life})
 
 
 def _read(envelope: Envelope, key: str) -> TaskMessage:

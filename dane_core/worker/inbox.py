@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 from dane_core.errors import BadMessage, ExchangeUnreachable
 from dane_core.exchange.base import Exchange, Fate
@@ -15,6 +15,7 @@ from dane_core.message import (
     Ask,
     Control,
     Envelope,
+    Released,
     TaskMessage,
     Ticket,
     Verdict,
@@ -24,9 +25,12 @@ from dane_core.message import (
 from dane_core.routing import inbox_queue
 from dane_core.worker.outbox import Outbox
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 logger = logging.getLogger(__name__)
 
-#: Jobs, tasks and keys that were cancelled or recalled are remembered up to this many.
+#: What was cancelled, recalled, or asked about in vain, is remembered up to this many.
 _REMEMBERED: Final = 10_000
 #: How far the clocks of server and worker may differ, in seconds.
 _CLOCK_DOUBT: Final = 300.0
@@ -55,6 +59,8 @@ class Inbox:
         self._since = float("inf")
         self._recalled: OrderedDict[tuple[str, object], float] = OrderedDict()
         self._asked: dict[Ticket, asyncio.Future[Verdict]] = {}
+        self._given_up: OrderedDict[Ticket, None] = OrderedDict()
+        self._handing_back: set[asyncio.Task[Fate]] = set()
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -87,16 +93,21 @@ class Inbox:
             for name in names
         )
 
-    async def ask(self, ticket: Ticket) -> Verdict | None:
+    async def ask(self, ticket: Ticket, *, redelivered: bool) -> Verdict | None:
         """May we still run this? None when nobody answers in time."""
         verdict = self._asked.setdefault(ticket, asyncio.get_running_loop().create_future())
-        ask = Ask(ticket=ticket, worker=self._worker_id, reply_to=self.name)
+        ask = Ask(
+            ticket=ticket, worker=self._worker_id, reply_to=self.name, redelivered=redelivered
+        )
+        self._given_up.pop(ticket, None)
         try:
             async with asyncio.timeout(self._patience):
                 if await self._outbox.post(ask) is Fate.UNROUTABLE:
                     return None
                 return await asyncio.shield(verdict)
         except TimeoutError:
+            if redelivered:
+                _remember(self._given_up, ticket, None)
             return None
         finally:
             self._asked.pop(ticket, None)
@@ -114,6 +125,17 @@ class Inbox:
         asked = self._asked.get(verdict.ticket)
         if asked is not None and not asked.done():
             asked.set_result(verdict)
+        elif verdict.ticket in self._given_up:
+            del self._given_up[verdict.ticket]
+            if verdict.run:
+                self._hand_back(verdict.ticket)
+
+    def _hand_back(self, ticket: Ticket) -> None:
+        """To the server a task is ours that went back to its queue while we waited for a word."""
+        released = Released(ticket=ticket, worker=self._worker_id, reason="the verdict came late")
+        task = asyncio.create_task(self._outbox.post(released))
+        self._handing_back.add(task)
+        task.add_done_callback(self._handing_back.discard)
 
     def _note_control(self, control: Control) -> None:
         if control.act in ("cancel", "recall"):
@@ -127,7 +149,12 @@ class Inbox:
             ("key", control.key),
         ):
             if ident is not None:
-                self._recalled[kind, ident] = time.time()
-                self._recalled.move_to_end((kind, ident))
-        while len(self._recalled) > _REMEMBERED:
-            self._recalled.popitem(last=False)
+                _remember(self._recalled, (kind, ident), time.time())
+
+
+def _remember(memory: OrderedDict[K, V], key: K, value: V) -> None:
+    """Note something as the latest; the oldest is forgotten when there is too much."""
+    memory[key] = value
+    memory.move_to_end(key)
+    while len(memory) > _REMEMBERED:
+        memory.popitem(last=False)
