@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 import aiormq
@@ -15,7 +15,8 @@ from pamqp.common import FieldTable
 
 from dane_core.errors import ExchangeUnreachable, QueueMismatch
 from dane_core.exchange.amqp import AmqpExchange, connect
-from dane_core.exchange.base import Depth, Fate
+from dane_core.exchange.amqp.subscription import AmqpSubscription
+from dane_core.exchange.base import Depth, Fate, Subscription
 from dane_core.message import Envelope
 from tests.contracts.steps import (
     PATIENCE,
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.services
 
 SOON = timedelta(seconds=0.5)
 NEVER = timedelta(days=1)
+OFTEN = timedelta(seconds=0.1)
 ARGUMENTS: Final[FieldTable] = {"x-queue-type": "classic", "x-max-priority": 10}
 
 
@@ -426,6 +428,69 @@ async def test_a_consumer_with_its_hands_full_is_not_taken_for_a_lost_one(
             assert (second.tag, second.redelivered) == (2, False)
 
 
+async def test_a_consumer_that_hears_nothing_gets_a_new_channel(
+    amqp_url: str, names: Names, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The broker has forgotten it, and another one hides that from whoever counts consumers."""
+    async with (
+        connect(amqp_url, **names) as elsewhere,
+        connect(amqp_url, check_every=OFTEN, **names) as exchange,
+    ):
+        await exchange.declare_queue(queue)
+        async with (
+            elsewhere.consume(queue, prefetch=1) as other,
+            exchange.consume(queue, prefetch=1) as subscription,
+        ):
+            await _forget_consumers(exchange)
+            await exchange.send(queue, [letter("1"), letter("2")])
+            await take(other, 1)
+
+            assert texts(await take(subscription, 1)) == ["2"]
+            assert exchange.cures == 1
+            assert f"{queue} has messages, but none reaches us" in caplog.text
+
+
+async def test_a_consumer_that_a_new_channel_does_not_help_gets_a_new_connection(
+    amqp_url: str, names: Names, queue: str
+) -> None:
+    async with connect(amqp_url, check_every=OFTEN, **names) as exchange:
+        await exchange.declare_queue(queue)
+        async with (
+            exchange.consume(queue, prefetch=1) as subscription,
+            exchange.consume(queue, prefetch=1) as lucky,
+        ):
+            _stop_ear(exchange, subscription)
+            await exchange.send(queue, [letter(text) for text in "123"])
+            [held] = await take(lucky, 1)
+            async with restored(exchange):
+                [delivery] = await take(subscription, 1)
+
+            assert exchange.cures == 2
+            assert delivery.redelivered
+            await lucky.ack(held)  # of the connection that was given up: settles nothing
+            assert len(await take(lucky, 1)) == 1
+
+
+async def test_a_consumer_that_rests_or_is_full_is_not_taken_for_a_deaf_one(
+    amqp_url: str, names: Names, queue: str
+) -> None:
+    async with connect(amqp_url, check_every=OFTEN, **names) as exchange:
+        await exchange.declare_queue(queue)
+        async with (
+            exchange.consume(queue, prefetch=1) as full,
+            exchange.consume(queue, prefetch=1) as retired,
+        ):
+            await exchange.send(queue, [letter(text) for text in "1234"])
+            await take(full, 1)
+            [last] = await take(retired, 1)
+            await retired.ack_last(last)
+            for _ in range(20):  # checks go on meanwhile, over the same connection
+                assert await exchange.depth(queue) == Depth(waiting=2, consumers=1)
+                await asyncio.sleep(OFTEN.total_seconds() / 2)
+
+            assert exchange.cures == 0
+
+
 async def test_a_queue_of_nobodys_making_is_consumed_again_once_it_is_back(
     exchange: AmqpExchange, raw: aiormq.Channel, queue: str
 ) -> None:
@@ -438,6 +503,22 @@ async def test_a_queue_of_nobodys_making_is_consumed_again_once_it_is_back(
 
         await exchange.send(queue, [letter("back")])
         assert texts(await take(subscription, 1)) == ["back"]
+
+
+def _stop_ear(exchange: AmqpExchange, subscription: Subscription) -> None:
+    """Have all deliveries over the present connection get lost on their way to a subscription."""
+    line = exchange._consuming
+    heard, deaf = cast("AmqpSubscription", subscription), line._connection.transport
+    receive = heard._receive
+
+    async def receive_over_others(message: DeliveredMessage) -> None:
+        if line._connection.transport is not deaf:
+            await receive(message)
+
+    heard._receive = receive_over_others  # type: ignore[method-assign]
+    assert heard._channel is not None
+    [tag] = heard._channel.consumers
+    heard._channel.consumers[tag] = receive_over_others
 
 
 async def _forget_consumers(exchange: AmqpExchange) -> None:

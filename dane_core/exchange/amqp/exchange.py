@@ -16,6 +16,7 @@ from dane_core.errors import ExchangeUnreachable, NotFound, QueueMismatch
 from dane_core.exchange.amqp.line import Line, open_line
 from dane_core.exchange.amqp.publisher import Publisher
 from dane_core.exchange.amqp.subscription import AmqpSubscription
+from dane_core.exchange.amqp.watchdog import Watchdog
 from dane_core.exchange.base import (
     INBOX_PREFETCH,
     Depth,
@@ -50,7 +51,8 @@ async def connect(
     """The exchange at an `amqp://` URL, from the first connection to the last delivery.
 
     `name` is what the broker's operator sees. `patience` is how long one answer of the broker
-    is waited for; `check_every`, how often everything is declared again, just in case.
+    is waited for; `check_every`, how often everything is declared again, just in case, and
+    every consumer is looked at.
     Raises: ExchangeUnreachable, when the first connection fails; QueueMismatch, when the
     exchanges exist with other types.
     """
@@ -63,13 +65,19 @@ async def connect(
             publishing, consuming, tasks=task_exchange, control=control_exchange
         )
         await exchange.declare_exchanges()
-        keeper = asyncio.create_task(exchange.keep(check_every.total_seconds()))
-        keeper.add_done_callback(_tell_if_failed)
+        every = check_every.total_seconds()
+        keepers = [
+            asyncio.create_task(exchange.keep(every)),
+            asyncio.create_task(exchange.watch(every)),
+        ]
+        for keeper in keepers:
+            keeper.add_done_callback(_tell_if_failed)
         try:
             yield exchange
         finally:
-            keeper.cancel()
-            await asyncio.wait([keeper])
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.wait(keepers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +103,7 @@ class AmqpExchange:
         self._lost = asyncio.Event()
         self._untold = False  # something was lost since the last restoration was told
         self._restorations = Restorations()
+        self._watchdog = Watchdog(depth=self.depth, reconnect=consuming.reconnect)
         self._closed = False
         publishing.on_back = consuming.on_back = self._notice_loss
 
@@ -159,6 +168,17 @@ class AmqpExchange:
                 await asyncio.sleep(_BREATH)
         finally:
             self._closed = True
+
+    async def watch(self, check_every: float) -> None:
+        """Look every so many seconds for consumers that have gone deaf."""
+        while True:
+            await asyncio.sleep(check_every)
+            await self._watchdog.check([*self._subscriptions])
+
+    @property
+    def cures(self) -> int:
+        """How often a consumer was given a new channel or connection because it heard nothing."""
+        return self._watchdog.cures
 
     def _notice_loss(self) -> None:
         self._untold = True

@@ -1,6 +1,7 @@
 """A connection to RabbitMQ that comes back by itself, and how its silence is told."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from random import uniform
@@ -9,11 +10,13 @@ from typing import Any, Final, TypeVar, cast
 from aio_pika import RobustConnection
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from aiormq import Channel
+from aiormq.abc import AbstractConnection
 from yarl import URL
 
 from dane_core.errors import ExchangeUnreachable
 from dane_core.exchange.amqp.alarm import Alarm, HeardTransport
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _HEARTBEAT: Final = 10  # seconds; a silent connection is given up after (10 + 1) * 3
@@ -31,10 +34,13 @@ class Line:
     each time the connection is there again.
     """
 
-    def __init__(self, connection: RobustConnection, patience: float) -> None:
+    def __init__(self, connection: RobustConnection, name: str, patience: float) -> None:
         self.patience = patience
         self.on_back: Callable[[], None] = _nothing
         self._connection = connection
+        self._name = name
+        self._told = ""  # why there is no connection, as it was logged last
+        self._leaving = False
         self._alarm = Alarm()
         self._desk: Channel | None = None
         self._desk_free = asyncio.Lock()
@@ -71,6 +77,18 @@ class Line:
         """
         return await self._apart(self._ask(question))
 
+    async def reconnect(self) -> None:
+        """Give up the present connection; another one is made as after a loss."""
+        transport = self._connection.transport
+        if transport is not None:
+            await self._apart(_close_connection(transport.connection))
+
+    async def leave(self) -> None:
+        """Close the connection for good, as far as that can still be done."""
+        self._leaving = True
+        async with last_word():
+            await self._connection.close()
+
     async def close(self, channel: Channel) -> None:
         """Close a channel, as far as that can still be done."""
         await self._apart(_close(channel))
@@ -100,15 +118,26 @@ class Line:
         if not task.cancelled():
             task.exception()  # seen: nobody may be waiting for it any more
 
-    def _wait_longer(self, *_: object) -> None:
+    def _wait_longer(self, _: object, fault: BaseException | None = None) -> None:
         # aio-pika calls this for a lost connection and again for every failed try.
+        self._tell(fault)
         jitter = uniform(0.75, 1.25)  # noqa: S311 - keeps many workers apart, is no secret
         self._connection.reconnect_interval = self._pause * jitter
         self._pause = min(self._pause * 2, _LAST_PAUSE)
 
     def _come_back(self, *_: object) -> None:
         self._pause = self._connection.reconnect_interval = _FIRST_PAUSE
+        logger.warning("%s: connected to RabbitMQ again", self._name)
+        self._told = ""
         self.on_back()
+
+    def _tell(self, fault: BaseException | None) -> None:
+        """Log why there is no connection: once, and not with every try."""
+        silent = fault is None or isinstance(fault, asyncio.CancelledError)
+        why = "it fell silent" if silent else str(fault) or type(fault).__name__
+        if self._told != why and not self._leaving:
+            logger.warning("%s: no connection to RabbitMQ: %s; trying again", self._name, why)
+            self._told = why
 
 
 @asynccontextmanager
@@ -117,7 +146,7 @@ async def open_line(url: str, name: str, patience: float) -> AsyncIterator[Line]
     address = URL(url)
     settings = {"heartbeat": str(_HEARTBEAT), "name": name} | dict(address.query)
     connection = RobustConnection(address.with_query(settings), reconnect_interval=_FIRST_PAUSE)
-    line = Line(connection, patience)
+    line = Line(connection, name, patience)
     try:
         try:
             async with answer_within(patience):
@@ -127,9 +156,7 @@ async def open_line(url: str, name: str, patience: float) -> AsyncIterator[Line]
             raise ExchangeUnreachable(f"no RabbitMQ at {shown}: {fault}") from fault
         yield line
     finally:
-        with suppress(ExchangeUnreachable):
-            async with answer_within(_LAST_WORD):
-                await connection.close()
+        await line.leave()
 
 
 @asynccontextmanager
@@ -181,6 +208,11 @@ async def last_word() -> AsyncIterator[None]:
 async def _close(channel: Channel) -> None:
     async with last_word():
         await channel.close()
+
+
+async def _close_connection(connection: AbstractConnection) -> None:
+    async with last_word():
+        await connection.close(ConnectionError("it was given up"))
 
 
 def _nothing() -> None:

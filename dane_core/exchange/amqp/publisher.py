@@ -50,6 +50,8 @@ class Publisher:
         self._on_missing = on_missing
         self._opening = asyncio.Lock()
         self._channel: Channel | None = None
+        self._fault = ""  # of the latest message without an answer, if the library told one
+        self._told = ""
 
     async def publish(
         self, exchange: str, messages: Sequence[tuple[str, Envelope]]
@@ -67,7 +69,9 @@ class Publisher:
                 break
         fates += [Fate.UNKNOWN] * (len(messages) - len(fates))
         if unknown := fates.count(Fate.UNKNOWN):
-            logger.warning("RabbitMQ did not confirm %d of %d messages", unknown, len(messages))
+            self._tell(unknown, len(messages))
+        elif fates:
+            self._told = ""
         return fates
 
     async def broadcast(self, exchange: str, envelope: Envelope) -> None:
@@ -85,7 +89,8 @@ class Publisher:
         """Send at once; the fate of each, and whether the broker had a word on every one."""
         try:
             channel = await self._open()
-        except ExchangeUnreachable:
+        except ExchangeUnreachable as fault:
+            self._fault = str(fault)
             return [Fate.UNKNOWN] * len(window), False
         sendings = [asyncio.create_task(self._send(channel, parcel)) for parcel in window]
         try:
@@ -117,7 +122,7 @@ class Publisher:
                 raise
             return Fate.UNKNOWN
         except CONNECTION_EXCEPTIONS as fault:
-            logger.debug("not confirmed, to %s: %s", parcel.key, fault)
+            self._fault = str(fault) or type(fault).__name__
             self._learn_from(fault)
             return Fate.UNKNOWN
         return Fate.ROUTED
@@ -139,6 +144,14 @@ class Publisher:
             if self._channel is None or self._channel.is_closed:
                 self._channel = await self._line.channel(confirms=True)
             return self._channel
+
+    def _tell(self, unknown: int, number: int) -> None:
+        """Log why there was no answer: once, until there is one again."""
+        blocked = self._line.blocked and f"it is blocked ({self._line.blocked})"
+        why, self._fault = blocked or self._fault or "no answer in time", ""
+        if self._told != why:
+            logger.warning("RabbitMQ did not confirm %d of %d messages: %s", unknown, number, why)
+            self._told = why
 
     def _learn_from(self, fault: BaseException | None) -> None:
         if isinstance(fault, ChannelNotFoundEntity):

@@ -40,6 +40,18 @@ class AmqpSubscription:
         self._unsettled: dict[int, None] = {}  # tags, rising
         self._news = asyncio.Event()
         self._left = False
+        self._retired = False  # wants no more, though its channel is open
+
+    @property
+    def heard(self) -> int:
+        """How many deliveries have come, over all channels."""
+        return self._latest
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether the broker should give it what the queue has."""
+        has_room = len(self._unsettled) < self._prefetch
+        return self.consuming and has_room and not self._retired
 
     async def attach(self) -> None:
         """Consume, over a fresh channel. Raises: NotFound, ExchangeUnreachable."""
@@ -87,6 +99,7 @@ class AmqpSubscription:
                 await channel.basic_ack(tags[-1] - self._earlier, multiple=True, wait=False)
 
     async def ack_last(self, delivery: Delivery) -> None:
+        self._retired = True
         # In this order, or the broker would hand out another message for the acked one.
         if channel := self._settle([delivery.tag]):
             async with last_word():
