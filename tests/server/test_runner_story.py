@@ -526,6 +526,9 @@ class _Losing:
             raise ExchangeUnreachable("the connection was lost")
         await self._inner.ack_through(delivery)
 
+    async def ack_last(self, delivery: Delivery) -> None:
+        await self._inner.ack_last(delivery)
+
     async def nack(self, delivery: Delivery) -> None:
         await self._inner.nack(delivery)
 
