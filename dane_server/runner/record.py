@@ -28,6 +28,7 @@ from dane_core.message import (
     open_report,
 )
 from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE
+from dane_core.states import TaskState
 from dane_server.runner.bell import LocalBell
 from dane_server.runner.dispatch import Dispatcher
 from dane_server.runner.pace import Pace
@@ -188,6 +189,8 @@ class Recorder:
             logger.info("did not record %s", _summary(recorded.late, recorded.reasons))
         if recorded.settled:
             await self._bell.ring()  # successors, or a place in the window
+        if TaskState.BACKOFF in recorded.settled.values():
+            self._bell.expect()
 
     async def _note_progress(self, said: dict[type[Any], list[Any]]) -> None:
         kinds = (Started, Leased, Heartbeat, Progress, Released)
@@ -203,6 +206,7 @@ class Recorder:
         )
         await self._stop(zombies)
         if said[Released]:
+            self._bell.expect()
             await self._bell.ring()
 
     async def _stop(self, zombies: Sequence[Zombie]) -> None:
