@@ -26,6 +26,7 @@ quick: Final = pytest.mark.quick
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults", "the fault matrix")
     group.addoption("--every-row", action="store_true", help="also the rows that take long")
+    group.addoption("--only-rows", metavar="N,N", help="of the rows, only these")
     group.addoption("--rows-to", metavar="FILE", help="write what the rows have shown, as JSON")
 
 
@@ -55,6 +56,8 @@ class _Rows:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             note_row(item)
+        if only := self._config.getoption("--only-rows"):
+            self._keep(items, {int(number) for number in only.split(",")})
         if wants_every_row(self._config):
             return
         left = [item for item in items if is_row(item) and not item.get_closest_marker("quick")]
@@ -62,6 +65,16 @@ class _Rows:
             self._left |= {item.nodeid for item in left}
             items[:] = [item for item in items if item not in left]
             self._config.hook.pytest_deselected(items=left)
+
+    def _keep(self, items: list[pytest.Item], rows: set[int]) -> None:
+        """Leave out other rows, and the tests of the rows' own tools."""
+        kept = [
+            item
+            for item in items
+            if row_of(item) in rows or (row_of(item) is None and "tests/faults" not in item.nodeid)
+        ]
+        self._config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         output = getattr(session.config, "workeroutput", None)
@@ -86,15 +99,13 @@ class _Rows:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """The oracle speaks at a test's teardown, so only that report knows all."""
         shown = dict(report.user_properties)
-        if "row" not in shown:
-            return
         self._took[report.nodeid] += report.duration
         if not report.passed:
             self._failed.add(report.nodeid)
         if report.when != "teardown":
             return
         took = self._took.pop(report.nodeid)
-        if shown["quick"]:
+        if shown.get("quick"):
             self._quick_seconds += took
         self._shown.append(
             {
@@ -116,18 +127,23 @@ class _Rows:
 
 
 def is_row(item: pytest.Item) -> bool:
-    return item.get_closest_marker("row") is not None
+    return row_of(item) is not None
+
+
+def row_of(item: pytest.Item) -> int | None:
+    mark = item.get_closest_marker("row")
+    return None if mark is None else int(mark.args[0])
 
 
 def note_row(item: pytest.Item) -> None:
     """Put into the report of a test which row it shows, in its own words."""
-    mark = item.get_closest_marker("row")
-    if mark is None:
+    number = row_of(item)
+    if number is None:
         return
     text = str(getattr(getattr(item, "function", None), "__doc__", None) or "")
     fault, _, expected = text.partition("\n\n")
     item.user_properties += [
-        ("row", int(mark.args[0])),
+        ("row", number),
         ("quick", item.get_closest_marker("quick") is not None),
         ("fault", " ".join(fault.split())),
         ("expected", " ".join(expected.split())),

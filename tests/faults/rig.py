@@ -29,7 +29,7 @@ from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE, epoch_queue, work_queu
 from dane_core.worker.worker import Worker
 from dane_server.storage import migrate
 from dane_server.storage.engine import open_store
-from dane_server.storage.tables import jobs, tasks
+from dane_server.storage.tables import jobs, rejected, tasks
 from tests.faults import evidence
 from tests.faults.history import FOLDER_VARIABLE, Acted, History, Sent
 from tests.faults.labor import CREW, EVERYONE
@@ -130,7 +130,7 @@ class Rig:
             args += ["--port", "0"]
         chosen = self._sections(broker, store, sections)
         server = self._start("server", "tests.faults.server", args, crash, chosen)
-        server.url = (await server.facts()).get("url", "")
+        server.url = (await self._ready(server)).get("url", "")
         self._measure(server, chosen)
         return server
 
@@ -148,7 +148,7 @@ class Rig:
         chosen = self._sections(broker, None, sections)
         del chosen["STORE"]  # workers know of no store
         worker = self._start("worker", "tests.faults.worker", args, crash, chosen)
-        await worker.facts()
+        await self._ready(worker)
         if broker is None:
             await self._consumed(kinds or CREW)
         self._measure(worker, chosen)
@@ -159,7 +159,7 @@ class Rig:
         targets = [f"tests.faults.labor:{kind.__name__}" for kind in kinds or CREW]
         args = ["dev", *targets, "--slots", str(slots), "--port", "0", "--json"]
         server = self._start("dev", "tests.faults.server", args, crash, dict(BRISK))
-        server.url = (await server.facts())["url"]
+        server.url = (await self._ready(server))["url"]
         self._measure(server, {})
         return server
 
@@ -194,6 +194,13 @@ class Rig:
         process.may_end = bool(crash)
         self.processes.append(process)
         return process
+
+    async def _ready(self, process: Process) -> Json:
+        try:
+            return await process.facts()
+        except (AssertionError, TimeoutError):
+            process.may_end = True  # whoever starts it hears of it
+            raise
 
     def _measure(self, process: Process, sections: Sections) -> None:
         process.broker_port = _port(sections.get("EXCHANGE", {}).get("URL"))
@@ -316,6 +323,17 @@ class Rig:
         async with self.engine.connect() as connection:
             return (await connection.execute(sa.select(tasks).where(tasks.c.id == task_id))).one()
 
+    async def was_rejected(self, task_id: int, reason: str) -> bool:
+        """Whether answers for a task were refused for this reason, and counted."""
+        return await self.rejections(task_id, reason) > 0
+
+    async def rejections(self, task_id: int, reason: str) -> int:
+        query = sa.select(sa.func.coalesce(sa.func.sum(rejected.c.times), 0)).where(
+            rejected.c.task_id == task_id, rejected.c.reason == reason
+        )
+        async with self.engine.connect() as connection:
+            return int((await connection.scalars(query)).one())
+
     async def tasks_of(self, job_id: int) -> list[int]:
         """The ids of a job's tasks, in the order of its specification."""
         query = sa.select(tasks.c.id).where(tasks.c.job_id == job_id, tasks.c.task_key.is_not(None))
@@ -331,6 +349,15 @@ class Rig:
         await self.until(lambda: self._all_ended(ids), within)
         self.seconds = time.monotonic() - (self._healed_at or time.monotonic())
         return self.seconds
+
+    async def open_jobs(self) -> int:
+        """Jobs that have not ended; very many when the database is not there."""
+        query = sa.select(sa.func.count()).where(jobs.c.finished_at.is_(None))
+        try:
+            async with self.engine.connect() as connection:
+                return int((await connection.scalars(query)).one())
+        except (DBAPIError, OSError):
+            return 1_000_000
 
     async def _all_ended(self, ids: Sequence[int]) -> bool:
         unfinished = sa.select(sa.func.count()).where(jobs.c.finished_at.is_(None))
