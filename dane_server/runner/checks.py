@@ -4,14 +4,15 @@ docs/operators.md has the same list in the words of an operator; a test compares
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
 from dane_core.exchange.base import Depth
 from dane_core.routing import DEAD_QUEUE, UNKNOWN_TYPE, work_queue
 from dane_core.states import SETTLED, TaskState
+from dane_server.runner.evidence import Look, Suspicions
 from dane_server.storage.facts import JobFacts, KeyFacts, NodeFacts, StoreFacts, Stray
 
 
@@ -77,17 +78,22 @@ class Finding:
 class BrokerFacts:
     """Queues as the broker has them; None for one that is not there."""
 
-    depths: Mapping[str, Depth | None] = field(default_factory=dict)
-    response_queue: str = ""
-    epoch: Depth | None = None
+    depths: Mapping[str, Depth | None]
+    response_queue: str
+    epoch: Depth | None  # of the queue that marks the epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """Store and broker at one moment; `at` is of a monotonic clock. No broker: not reached."""
+class Sighting:
+    """Store and broker at one moment: `at` by a monotonic clock, `time` by the database's.
+
+    What could not be reached is None.
+    """
 
     at: float
-    store: StoreFacts
+    time: datetime
+    epoch: str | None
+    store: StoreFacts | None
     broker: BrokerFacts | None
 
 
@@ -155,39 +161,45 @@ def _of_job(check: Check, job_id: int, sentence: str, subject: str = "") -> Find
 # --- everything else ------------------------------------------------------------------------------
 
 
-def judge(look: Look, earlier: Look, *, window: int) -> Iterator[Finding]:
-    """What does not agree now, and did not at an earlier look where a moment proves nothing."""
-    yield from _strays(look.store)
-    yield from _overdue(look.store)
-    yield from _lapsed(look.store, earlier.store)
-    yield from _nowhere(look.store, earlier.store)
-    yield from _tickets(look.store, earlier.store)
-    yield from _unserved(look.store, earlier.store)
-    if look.broker is not None and earlier.broker is not None:
-        yield from _judge_queues(look, earlier, look.broker, earlier.broker, window=window)
+def judge(now: Sighting, before: Sighting, *, window: int, apart: float) -> Iterator[Finding]:
+    """What does not agree now, nor did before where one moment proves nothing.
+
+    Messages count as lost when the two are `apart` seconds from each other, or more.
+    """
+    if now.store is not None and before.store is not None:
+        yield from _strays(now.store)
+        yield from _overdue(now.store)
+        yield from _lapsed(now.store, before.store)
+        yield from _nowhere(now.store, before.store)
+        yield from _tickets(now.store, before.store)
+        yield from _unserved(now.store, before.store)
+    yield from _judge_keys(now, before, window, apart)
+    if now.broker is not None and before.broker is not None:
+        yield from _epoch(now.epoch, now.broker)
+        yield from _dead(now.broker)
+        yield from _responses(now.broker, before.broker)
 
 
-def _judge_queues(
-    look: Look, earlier: Look, broker: BrokerFacts, before: BrokerFacts, *, window: int
-) -> Iterator[Finding]:
-    known = {key.key: key for key in earlier.store.keys}
-    calm = not _backlog(broker) and not _backlog(before)
-    for key in look.store.keys:
-        if key.key not in known:
+def _judge_keys(now: Sighting, before: Sighting, window: int, apart: float) -> Iterator[Finding]:
+    if now.store is None or before.store is None or now.broker is None or before.broker is None:
+        return
+    known = {key.key: key for key in before.store.keys}
+    calm = not _backlog(now.broker) and not _backlog(before.broker)
+    for key in now.store.keys:
+        if (earlier := known.get(key.key)) is None:
             continue
         queue = work_queue(key.key)
-        depth, past = broker.depths.get(queue), before.depths.get(queue)
-        lying = key.queued & known[key.key].queued
-        if depth is None and past is None and lying:
-            yield _queue_missing(key, lying)
-        elif depth and past and calm:
-            yield from _lost(key, lying, max(_room(depth), _room(past)))
-        if depth and depth.consumers and past and past.consumers and not key.paused:
-            yield from _ready(key, known[key.key], window)
-            yield from _unroutable(key, known[key.key])
-    yield from _epoch(look.store.epoch, broker)
-    yield from _dead(broker)
-    yield from _responses(broker, before)
+        depth, past = now.broker.depths.get(queue), before.broker.depths.get(queue)
+        if depth is None and past is None and key.unmoved:
+            yield _queue_missing(key)
+        if depth is None or past is None:
+            continue
+        looks = (_look(before, earlier, past), _look(now, key, depth))
+        if calm and _is_lost(earlier, key, looks, apart):
+            yield _lost(key, looks[1].place)
+        if depth.consumers and past.consumers and not key.paused:
+            yield from _ready(key, earlier, window)
+            yield from _unroutable(key, earlier)
 
 
 def _strays(facts: StoreFacts) -> Iterator[Finding]:
@@ -295,29 +307,37 @@ def _unserved(facts: StoreFacts, earlier: StoreFacts) -> Iterator[Finding]:
             )
 
 
-def _queue_missing(key: KeyFacts, lying: frozenset[tuple[int, int]]) -> Finding:
+def _queue_missing(key: KeyFacts) -> Finding:
     return Finding(
         check=Check.QUEUE,
         subject=key.key,
-        sentence=f"{_tasks(len(lying))} of {key.key} should lie in {work_queue(key.key)}, a queue "
-        f"that does not exist: {_list([task for task, _ in lying])}",
-        ids=tuple(sorted(task for task, _ in lying)),
+        sentence=f"{_tasks(key.unmoved)} of {key.key} should lie in {work_queue(key.key)}, a queue "
+        f"that does not exist: {_list(key.lying)}",
         key=key.key,
         repair=Repair.RECALL,
     )
 
 
-def _lost(key: KeyFacts, lying: frozenset[tuple[int, int]], room: int) -> Iterator[Finding]:
-    if len(lying) > room:
-        yield Finding(
-            check=Check.QUEUED,
-            subject=key.key,
-            sentence=f"{_tasks(len(lying))} of {key.key} should lie in {work_queue(key.key)}, "
-            f"which has {room} at most, those at its consumers included",
-            ids=tuple(sorted(task for task, _ in lying)),
-            key=key.key,
-            repair=Repair.RECALL,
-        )
+def _look(sighting: Sighting, key: KeyFacts, depth: Depth) -> Look:
+    return Look(at=sighting.at, time=sighting.time, depth=depth, idle=key.idle)
+
+
+def _is_lost(before: KeyFacts, now: KeyFacts, looks: tuple[Look, Look], apart: float) -> bool:
+    """The sweeper's own judgement, over our two looks."""
+    suspicions = Suspicions(apart)
+    suspicions.is_lost(now.key, looks[0], queued=before.queued, unmoved=before.queued)
+    return suspicions.is_lost(now.key, looks[1], queued=now.queued, unmoved=now.unmoved)
+
+
+def _lost(key: KeyFacts, place: int) -> Finding:
+    return Finding(
+        check=Check.QUEUED,
+        subject=key.key,
+        sentence=f"{_tasks(key.unmoved)} of {key.key} should lie in {work_queue(key.key)}, which "
+        f"has {place} at most, those at its consumers included: {_list(key.lying)}",
+        key=key.key,
+        repair=Repair.RECALL,
+    )
 
 
 def _ready(key: KeyFacts, past: KeyFacts, window: int) -> Iterator[Finding]:
@@ -394,10 +414,6 @@ def _responses(broker: BrokerFacts, before: BrokerFacts) -> Iterator[Finding]:
 def _backlog(broker: BrokerFacts) -> bool:
     depth = broker.depths.get(broker.response_queue)
     return bool(depth and depth.waiting)
-
-
-def _room(depth: Depth) -> int:
-    return depth.waiting + depth.consumers
 
 
 # --- words ----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from dane_core.message import (
 )
 from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE
 from dane_core.states import TaskState
+from dane_server.metrics import Metrics
 from dane_server.runner.bell import LocalBell
 from dane_server.runner.dispatch import Dispatcher
 from dane_server.runner.pace import Pace
@@ -63,7 +64,9 @@ class Recorder:
         pace: Pace,
         dispatcher: Dispatcher,
         queue: str = RESPONSE_QUEUE,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._writer = writer
         self._exchange = exchange
         self._bell = bell
@@ -157,6 +160,7 @@ class Recorder:
                 forged[0].ticket.task_id,
                 forged[0].worker,
             )
+            self._metrics.rejected.labels("forged").inc(len(forged))
             await self._writer.count_forged(forged)
         return genuine
 
@@ -187,6 +191,8 @@ class Recorder:
         self._dispatcher.hand_over(recorded.claims)
         if recorded.late:
             logger.info("did not record %s", _summary(recorded.late, recorded.reasons))
+            for reason, number in recorded.reasons.items():
+                self._metrics.rejected.labels(reason.value).inc(number)
         if recorded.settled:
             await self._bell.ring()  # successors, or a place in the window
         if TaskState.BACKOFF in recorded.settled.values():

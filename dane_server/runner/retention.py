@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
 
+from dane_server.metrics import Metrics
 from dane_server.settings import RetentionSection
 from dane_server.storage.retention import Keep, Retention
 from dane_server.storage.turns import Turns
@@ -18,6 +19,13 @@ logger = logging.getLogger(__name__)
 _BREATH: Final = timedelta(seconds=0.05)
 #: Attempts that ended within this time are looked through, at each pass.
 _LATELY: Final = timedelta(hours=3)
+
+_KINDS: Final = {
+    "jobs": "jobs",
+    "request_keys": "Idempotency-Keys",
+    "rejected": "counts of refused answers",
+    "attempts": "attempts",
+}
 
 
 def keep_of(settings: RetentionSection) -> Keep:
@@ -43,12 +51,14 @@ class Housekeeper:
         *,
         retention: Retention,
         turns: Turns,
+        metrics: Metrics,
         keep: Keep,
         every: timedelta = timedelta(hours=1),
         breath: timedelta = _BREATH,
     ) -> None:
         self._retention = retention
         self._turns = turns
+        self._metrics = metrics
         self._keep = keep
         self._every = every
         self._breath = breath
@@ -71,15 +81,17 @@ class Housekeeper:
             await self._breathe()
         if keep.once is not None:
             while gone := await self._retention.forget_request_keys(keep.once):
-                went["request keys"] += gone
+                went["request_keys"] += gone
                 await self._breathe()
         if keep.rejected is not None:
             while gone := await self._retention.forget_rejections(keep.rejected):
-                went["counts of refused answers"] += gone
+                went["rejected"] += gone
                 await self._breathe()
         if keep.attempts is not None:
             since = max(_LATELY, 3 * self._every)
             went["attempts"] += await self._retention.forget_attempts(keep.attempts, since)
+        for kind, number in went.items():
+            self._metrics.removed.labels(kind).inc(number)
         _tell(went)
         return went
 
@@ -97,5 +109,5 @@ class Housekeeper:
 
 
 def _tell(went: Mapping[str, int]) -> None:
-    told = ", ".join(f"{number} {name}" for name, number in went.items() if number)
+    told = ", ".join(f"{number} {_KINDS[name]}" for name, number in went.items() if number)
     logger.info("retention: %s", f"removed {told}" if told else "nothing was old enough")

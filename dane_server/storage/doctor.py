@@ -8,8 +8,10 @@ from typing import Any, Final
 import orjson
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from dane_core.errors import StoreOutdated
 from dane_core.job import TaskId
 from dane_core.states import SENT, TaskState
+from dane_server.storage import migrate
 from dane_server.storage.chunk import chunks
 from dane_server.storage.engine import Store
 from dane_server.storage.facts import (
@@ -24,13 +26,17 @@ from dane_server.storage.facts import (
     Stray,
 )
 from dane_server.storage.statements import doctor as sql
-from dane_server.storage.statements import presence
+from dane_server.storage.sweeps import Sweeps
 from dane_server.storage.tally import column
 
 #: Jobs recounted in one statement at most, and tasks of theirs.
 _JOBS: Final = 500
 _TASKS: Final = 20_000
 _WRONG: Final = 100
+#: Tasks that are named where there are many.
+_FEW: Final = 6
+#: Later than any time in the store: what lies in a queue now is what lay there.
+_ALWAYS: Final = datetime(9999, 1, 1)  # noqa: DTZ001 - naive, as the database's clock is
 _LOOKED_AFTER: Final = (TaskState.DISPATCHING, TaskState.BACKOFF)
 _WANTED: Final = (TaskState.READY, TaskState.UNROUTABLE, *SENT)
 _STRAYING: Final = (
@@ -47,6 +53,12 @@ class Examiner:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._sweeps = Sweeps(store)
+
+    @property
+    def connections(self) -> Mapping[str, int]:
+        """How many connections to the store are in use, by what they are for."""
+        return self._store.connections
 
     # --- jobs ---------------------------------------------------------------------------
 
@@ -85,8 +97,19 @@ class Examiner:
 
     # --- the rest -----------------------------------------------------------------------
 
-    async def store(self, *, grace: float, window: int) -> StoreFacts:
-        """Everything else; what is late is late by `grace` seconds or more."""
+    async def outdated(self) -> str:
+        """Why the tables are not those of this version; empty when they are."""
+        try:
+            await migrate.check(self._store)
+        except StoreOutdated as fault:
+            return str(fault)
+        return ""
+
+    async def store(self, *, grace: float, since: datetime | None) -> StoreFacts:
+        """Everything else; what is late is late by `grace` seconds or more.
+
+        `since` is the time of the look before, by the database's clock.
+        """
         named = await self._workers()
         return StoreFacts(
             strays=[one for state in _STRAYING for one in await self._strays(state)],
@@ -97,10 +120,12 @@ class Examiner:
                 for row in await self._rows(sql.running_nowhere(grace))
             ],
             named=await self._named(named),
-            keys=await self._keys(named, grace, window),
-            epoch=await self._epoch(),
-            workers={row.id: row.seen_at for row in named},
+            keys=await self._keys(named, grace, since),
         )
+
+    async def wanted_keys(self) -> Sequence[str]:
+        """Keys with tasks that wait to be sent, are on their way, or found no queue."""
+        return sorted(await self.open_tasks(_WANTED))
 
     async def open_tasks(
         self, states: Sequence[TaskState]
@@ -152,34 +177,55 @@ class Examiner:
             held |= {row.id: row for row in await self._rows(sql.tasks_named(some))}
         return [_named(row, task, held.get(task)) for row, task in said]
 
-    async def _keys(self, workers: Sequence[Any], grace: float, window: int) -> list[KeyFacts]:
+    async def _keys(
+        self, workers: Sequence[Any], grace: float, since: datetime | None
+    ) -> list[KeyFacts]:
         serving: defaultdict[str, int] = defaultdict(int)
         for row in workers:
             for key in orjson.loads(row.task_keys):
                 serving[key] += 1
         counts = await self.open_tasks(_WANTED)
+        idle = await self._sweeps.idle_keys()
+        return [
+            await self._key(
+                key, counts[key], serving[key], idle=key in idle, grace=grace, since=since
+            )
+            for key in sorted(counts)
+        ]
 
-        async def unit(connection: AsyncConnection) -> list[KeyFacts]:
-            return [
-                await _key(connection, key, counts[key], serving[key], grace=grace, window=window)
-                for key in sorted(counts)
-            ]
-
-        return await self._store.read(unit)
-
-    async def _epoch(self) -> str | None:
-        rows = await self._rows(presence.secret(EPOCH))
-        return rows[0].value if rows else None
+    async def _key(
+        self,
+        key: str,
+        counts: Mapping[TaskState, int],
+        workers: int,
+        *,
+        idle: bool,
+        grace: float,
+        since: datetime | None,
+    ) -> KeyFacts:
+        [known] = await self._rows(sql.known_key(key)) or [None]
+        offer = orjson.loads(known.offer) if known is not None and known.offer else None
+        queued, unmoved = await self._sweeps.queued(key, since or _ALWAYS)
+        unroutable = await self._rows(sql.unroutable_types(key, grace))
+        return KeyFacts(
+            key=key,
+            paused=bool(known is not None and known.paused),
+            types=None if offer is None else tuple(offer["types"]),
+            workers=workers,
+            counts=counts,
+            ready_long=[row.id for row in await self._rows(sql.ready_long(key, grace))],
+            queued=queued,
+            unmoved=unmoved,
+            lying=[row.id for row in await self._rows(sql.some_queued(key, _FEW))],
+            idle=idle,
+            unroutable=[(row[0], row[1], row[2]) for row in unroutable],
+        )
 
     async def _rows(self, statement: Any) -> Sequence[Any]:
         async def unit(connection: AsyncConnection) -> Sequence[Any]:
             return (await connection.execute(statement)).all()
 
         return await self._store.read(unit)
-
-
-#: The name under which the store keeps the broker's epoch.
-EPOCH: Final = "epoch"
 
 
 def _by_weight(rows: Sequence[Any]) -> Iterator[list[int]]:
@@ -225,31 +271,6 @@ def _named(worker: Any, task: TaskId, held: Any) -> Named:
         attempt=held.attempt,
         holder=held.worker,
         finished_at=held.finished_at,
-    )
-
-
-async def _key(
-    connection: AsyncConnection,
-    key: str,
-    counts: Mapping[TaskState, int],
-    workers: int,
-    *,
-    grace: float,
-    window: int,
-) -> KeyFacts:
-    known = (await connection.execute(sql.known_key(key))).one_or_none()
-    offer = orjson.loads(known.offer) if known is not None and known.offer else None
-    queued = await connection.execute(sql.queued_tickets(key, window))
-    unroutable = await connection.execute(sql.unroutable_types(key, grace))
-    return KeyFacts(
-        key=key,
-        paused=bool(known is not None and known.paused),
-        types=None if offer is None else tuple(offer["types"]),
-        workers=workers,
-        counts=counts,
-        ready_long=list(await connection.scalars(sql.ready_long(key, grace))),
-        queued=frozenset((row.id, row.dispatch) for row in queued),
-        unroutable=[(row[0], row[1], row[2]) for row in unroutable],
     )
 
 

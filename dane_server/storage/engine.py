@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -63,6 +63,14 @@ class Store:
     def engine(self) -> AsyncEngine:
         """The engine that may write; for migrations and tests."""
         return self._writes
+
+    @property
+    def connections(self) -> Mapping[str, int]:
+        """How many connections are in use, by what they are for."""
+        pools = {"writes": self._writes.pool, "reads": self._reads.pool}
+        return {
+            use: pool.checkedout() for use, pool in pools.items() if isinstance(pool, sa.QueuePool)
+        }
 
     async def write(self, unit: Unit[T]) -> T:
         """Run a unit of work in one transaction: all of it happens, or nothing.

@@ -1,7 +1,7 @@
 """What the doctor is told of the store: plain facts, gathered here and judged elsewhere."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from dane_core.states import TaskState
@@ -95,7 +95,10 @@ class KeyFacts:
     workers: int  # that are here and offer it
     counts: Mapping[TaskState, int]
     ready_long: Sequence[int]  # tasks that nothing in the store holds back
-    queued: frozenset[tuple[int, int]]  # (task, dispatch)
+    queued: int  # tasks that lie in its queue by the books
+    unmoved: int  # those of them that lay there at the look before
+    lying: Sequence[int]  # a few of them
+    idle: bool  # every worker of it has room for another task
     unroutable: Sequence[tuple[str | None, int, int]]  # (media type, how many, the first)
 
 
@@ -109,5 +112,3 @@ class StoreFacts:
     nowhere: Sequence[RunningNowhere] = ()
     named: Sequence[Named] = ()
     keys: Sequence[KeyFacts] = ()
-    epoch: str | None = None
-    workers: Mapping[str, datetime] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from dane_server.storage.chunk import chunks
 from dane_server.storage.engine import Store
 from dane_server.storage.statements import doctor as sql
 from dane_server.storage.statements import release
+from dane_server.storage.statements.sweep import watch
 from dane_server.storage.tally import column
 
 
@@ -53,7 +54,7 @@ class Mending:
         """Let tasks that run nowhere live on a lease: without a heartbeat it ends."""
 
         async def unit(connection: AsyncConnection) -> int:
-            return (await connection.execute(sql.onto_lease(sorted(ids), seconds))).rowcount
+            return (await connection.execute(watch(sorted(ids), seconds))).rowcount
 
         return await self._store.write(unit)
 

@@ -235,10 +235,10 @@ def ready_long(key: str, seconds: float) -> sa.Select[Any]:
     )
 
 
-def queued_tickets(key: str, limit: int) -> sa.Select[Any]:
-    """What lies in a key's queue, as far as the store knows."""
+def some_queued(key: str, limit: int) -> sa.Select[Any]:
+    """A few of the tasks that lie in a key's queue, as far as the store knows."""
     return (
-        sa.select(tasks.c.id, tasks.c.dispatch)
+        sa.select(tasks.c.id)
         .where(tasks.c.state == TaskState.QUEUED, tasks.c.task_key == key)
         .limit(limit)
     )
@@ -323,15 +323,6 @@ def set_counters(job_id: int, counted: dict[str, int]) -> sa.Update:
 
 def lock_job(job_id: int) -> sa.Select[Any]:
     return sa.select(jobs.c.id).where(jobs.c.id == job_id).with_for_update()
-
-
-def onto_lease(ids: Sequence[int], seconds: float) -> sa.Update:
-    """Let running tasks live on a lease from now on: whoever does them will be heard of."""
-    return (
-        sa.update(tasks)
-        .where(tasks.c.id.in_(ids), tasks.c.state == TaskState.RUNNING, sa.not_(tasks.c.leased))
-        .values(leased=True, due_at=later(seconds))
-    )
 
 
 def bury_again() -> sa.Insert:
