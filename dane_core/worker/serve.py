@@ -348,6 +348,7 @@ class _Service:
                 for attempt in running
                 if attempt.leased.done()
             ],
+            "watched": self._watched is not None and self._watched.connected,
             "last_heartbeat": self._last_beat and self._last_beat.isoformat(),
         }
 
