@@ -101,6 +101,7 @@ class RunnerSection(Section):
     BATCH: Count = 500
     SWEEP: Seconds = timedelta(seconds=5)
     LEASE: Seconds = timedelta(seconds=15)
+    CANCEL_GRACE: Seconds = timedelta(seconds=10)
     CHECK: Seconds = timedelta(seconds=60)
 
 
