@@ -94,13 +94,13 @@ async def test_with_the_default_settings_a_claim_is_taken_up_again_in_time(rig: 
 
     Sent again within 20 s, and executed once.
     """
-    usual = {"RUNNER": {"SWEEP": 5, "LEASE": 15}}
+    usual = {"SWEEP": 5, "LEASE": 15}
     await rig.worker(Toil)
-    doomed = await rig.server(crash="claimed:1", **usual)
+    doomed = await rig.server(crash="claimed:1", RUNNER=usual)
     await rig.try_post(job("claimed"), key="again", server=doomed)
     await doomed.crashed()
     rig.healed()
-    await rig.server(**usual)
+    await rig.server(RUNNER=usual)
 
     took = await rig.recovered(25, await rig.post(job("claimed"), key="again"))
 
@@ -202,6 +202,32 @@ async def test_of_a_hundred_answers_all_are_recorded_or_none(rig: Rig) -> None:
     await rig.recovered(SOON, job_id)
     assert len(rig.history.began()) == 100
     rig.outcome = "none recorded, then all; executed once each"
+
+
+@row(10)
+async def test_a_runner_that_dies_after_it_closed_an_attempt_leaves_it_closed(rig: Rig) -> None:
+    """Killed when the attempt of a lost worker was closed, and the next one not yet sent.
+
+    The old result is refused, the new attempt runs.
+    """
+    leased = {"HAND_OFF": 0.5, "BEAT": 0.5}
+    doomed = await rig.server(crash="attempt-closed:1")
+    zombie = await rig.worker(Toil, WORKER=leased)
+    job_id = await rig.post(job("closed", toil(hold="go")))
+    [task] = await rig.tasks_of(job_id)
+    await rig.until(lambda: rig.is_leased(task))
+    zombie.freeze()
+    await doomed.crashed()
+    rig.healed()
+    await rig.server()
+    await rig.worker(Toil)
+    await rig.begun(task_id=task, attempt=2)
+    rig.history.say("go")
+    await rig.recovered(SOON, job_id)
+    zombie.thaw()
+
+    await rig.until(lambda: rig.was_rejected(task, "stale"), SOON)
+    rig.outcome = "attempt 2 was recorded, the answer of attempt 1 refused as stale"
 
 
 @row(12)
