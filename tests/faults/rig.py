@@ -33,7 +33,7 @@ from dane_server.storage.tables import jobs, rejected, tasks
 from tests.faults import evidence
 from tests.faults.history import FOLDER_VARIABLE, Acted, History, Sent
 from tests.faults.labor import CREW, EVERYONE
-from tests.faults.oracle import Evidence, Footprint, violations
+from tests.faults.oracle import SETTLED, Evidence, Footprint, violations
 from tests.faults.process import PATIENCE, Process
 from tests.faults.seams import CRASH_VARIABLE, PASSED_VARIABLE
 from tests.faults.workload import LIGHT, Load, Workload
@@ -251,7 +251,7 @@ class Rig:
 
     async def post(self, spec: Json, *, key: str | None = None, within: float = PATIENCE) -> int:
         """Post a job until it is accepted, always with the same key; its id."""
-        key = key or f"key of {spec['source_id']}".replace(" ", "-")
+        key = key or _key_of(spec)
         async with asyncio.timeout(within):
             while True:
                 sent = await self.try_post(spec, key=key)
@@ -260,6 +260,10 @@ class Rig:
                     return sent.job_id
                 assert sent.status in (0, 503), sent
                 await asyncio.sleep(_LOOK)
+
+    async def accepts(self, spec: Json) -> bool:
+        """Whether a job is accepted now; asked with one key, it is one job."""
+        return (await self.try_post(spec, key=_key_of(spec))).status == 201
 
     async def load(
         self, number: int, load: Load = LIGHT, *, seed: int | str = 1, at_once: int = 8
@@ -336,6 +340,10 @@ class Rig:
         """Whether a task is in this state."""
         return bool((await self.row(task_id)).state == state)
 
+    async def all_are(self, job_id: int, state: str) -> bool:
+        """Whether all tasks of a job are in this state."""
+        return set((await self.states(job_id)).values()) == {state}
+
     async def is_leased(self, task_id: int) -> bool:
         """Whether a task lives on a lease in the store, and not on its message."""
         row = await self.row(task_id)
@@ -344,6 +352,12 @@ class Rig:
     async def was_rejected(self, task_id: int, reason: str) -> bool:
         """Whether answers for a task were refused for this reason, and counted."""
         return await self.rejections(task_id, reason) > 0
+
+    async def counts(self, task_id: int, reason: str, times: int) -> bool:
+        return await self.rejections(task_id, reason) >= times
+
+    async def all_settled(self, job_id: int) -> bool:
+        return set((await self.states(job_id)).values()) <= SETTLED
 
     async def rejections(self, task_id: int, reason: str) -> int:
         query = sa.select(sa.func.coalesce(sa.func.sum(rejected.c.times), 0)).where(
@@ -521,6 +535,10 @@ async def _running(rig: Rig) -> AsyncIterator[Rig]:
         watching.cancel()
         await asyncio.wait([watching])
         await rig.close()
+
+
+def _key_of(spec: Json) -> str:
+    return f"key-of-{spec['source_id']}".replace(" ", "-")
 
 
 def _port(url: str | None) -> int | None:
