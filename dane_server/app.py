@@ -1,6 +1,7 @@
 """The composition root: opens everything, connects it, and runs it until told to stop."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -34,9 +35,13 @@ from dane_server.storage.engine import Store, open_store
 from dane_server.storage.sweeps import Sweeps
 from dane_server.supervise import keep_running
 
+logger = logging.getLogger(__name__)
+
 Role = Literal["api", "runner"]
 ROLES: Final[frozenset[Role]] = frozenset({"api", "runner"})
 
+#: A broker is given this long to confirm what was sent.
+_PUBLISHING: Final = timedelta(seconds=5)
 #: Open requests get this long to end after a signal.
 _GRACE: Final = 10
 #: Answers that workers gave while stopping get this long to be recorded, in one process.
@@ -342,11 +347,21 @@ async def _prepare(store: Store, exchange: Exchange) -> None:
 
 def _pace(settings: ServerSettings) -> Pace:
     chosen = settings.RUNNER
+    if not settings.exchange_url.startswith("memory:") and chosen.LEASE <= 2 * _PUBLISHING:
+        # Legal all the same: what is sent twice is recorded once.
+        logger.warning(
+            "RUNNER.LEASE should be more than %g s: a broker may take half of that to confirm, "
+            "and what was not confirmed by then is sent twice",
+            2 * _PUBLISHING.total_seconds(),
+        )
     return Pace(
         window=chosen.WINDOW,
         batch=chosen.BATCH,
         sweep=chosen.SWEEP,
         lease=chosen.LEASE,
+        starts=chosen.STARTS,
+        overtime=chosen.OVERTIME,
+        lost_after=chosen.LOST_AFTER,
         cancel_grace=chosen.CANCEL_GRACE,
         check=chosen.CHECK,
         keep=keep_of(settings.RETENTION),
