@@ -220,7 +220,12 @@ class Recorder:
         words: dict[str, list[Envelope]] = defaultdict(list)
         for zombie in zombies:
             ticket = zombie.ticket
-            order = Control(act="cancel", task_id=ticket.task_id, attempt=ticket.attempt)
+            order = Control(
+                act="cancel",
+                task_id=ticket.task_id,
+                attempt=ticket.attempt,
+                grace=self._pace.cancel_grace.total_seconds(),
+            )
             words[zombie.inbox].append(order.seal())
         for inbox, orders in words.items():
             await self._exchange.send(inbox, orders)
