@@ -88,7 +88,8 @@ class Publisher:
     async def _send_all(self, window: Sequence[_Parcel]) -> tuple[list[Fate], bool]:
         """Send at once; the fate of each, and whether the broker had a word on every one."""
         try:
-            channel = await self._open()
+            async with answer_within(self._line.patience):  # others may be opening it for long
+                channel = await self._open()
         except ExchangeUnreachable as fault:
             self._fault = str(fault)
             return [Fate.UNKNOWN] * len(window), False
