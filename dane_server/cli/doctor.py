@@ -106,8 +106,8 @@ class Visit:
                 answer = (await client.get(url)).raise_for_status().json()
         except (httpx.HTTPError, ValueError) as fault:
             self.unreachable.append(
-                f"{url} does not answer ({fault}): set DANE.API_URL, or stop the server that "
-                "uses the file"
+                f"{url} does not answer ({type(fault).__name__} {fault}): set DANE.API_URL, or "
+                "stop the server that uses the file"
             )
             return
         self.notes.append(f"its last round ended at {answer['checked_at'] or 'no time yet'}")
