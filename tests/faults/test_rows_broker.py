@@ -106,7 +106,7 @@ async def test_a_queue_that_is_deleted_is_made_again(rig: Rig, queue: str) -> No
 
     Consumed again; what was in it is sent again; all is done.
     """
-    await rig.server()
+    await rig.server(RUNNER={"LOST_AFTER": 2})
     await rig.worker(Toil)
     holding = await rig.post(job("held", {"taskParallel": [toil(hold="go")] * 4}))
     waiting = await rig.post(job("waiting", {"taskParallel": ["TOIL"] * 20}))

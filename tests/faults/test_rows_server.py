@@ -220,7 +220,7 @@ async def test_a_runner_that_dies_after_it_closed_an_attempt_leaves_it_closed(ri
     [task] = await rig.tasks_of(job_id)
     await rig.until(lambda: rig.is_leased(task))
     zombie.freeze()
-    await doomed.crashed()
+    await doomed.crashed(within=75)
     rig.healed()
     await rig.server()
     await rig.worker(Toil)
