@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 #: What a parked message says of its fault, in characters.
 _FAULT_LIMIT: Final = 500
+_UNRECORDABLE: Final = "its answer cannot be recorded"
 
 
 class _Ticketed(Protocol):
@@ -123,11 +124,19 @@ class Recorder:
         except Exception as fault:
             if len(batch) == 1:
                 logger.exception("cannot take a report")
-                await self._park(batch[0][0], fault)
+                await self._give_up(*batch[0], fault)
                 return
             logger.warning("a batch of %d reports failed, taken one by one: %r", len(batch), fault)
             for one in batch:
                 await self._take([one])
+
+    async def _give_up(self, envelope: Envelope, report: Report, fault: Exception) -> None:
+        await self._park(envelope, fault)
+        if isinstance(report, Answer) and not report.message.startswith(_UNRECORDABLE):
+            # Nobody else will answer this task, and done again it would answer the same.
+            why = f"{_UNRECORDABLE}: {_named(fault)}"
+            failed = replace(report, state=500, message=why, response={})
+            await self._take([(failed.seal(), failed)])
 
     async def _readable(self, batch: Sequence[Delivery]) -> list[tuple[Envelope, Report]]:
         reports: list[tuple[Envelope, Report]] = []
@@ -141,8 +150,8 @@ class Recorder:
     async def _park(self, envelope: Envelope, fault: Exception) -> None:
         """Keep what cannot be taken for a person; requeued it would come back for ever."""
         logger.warning("parked a message in %s: %s", DEAD_QUEUE, fault)
-        what = f"{type(fault).__name__}: {fault}"[:_FAULT_LIMIT]
-        parked = replace(envelope, headers={**envelope.headers, "fault": what, "from": self._queue})
+        headers = {**envelope.headers, "fault": _named(fault), "from": self._queue}
+        parked = replace(envelope, headers=headers)
         if await self._exchange.send(DEAD_QUEUE, [parked]) != [Fate.ROUTED]:
             raise ExchangeUnreachable(f"{DEAD_QUEUE} did not take a message")
 
@@ -245,9 +254,12 @@ class Recorder:
         objections = await self._writer.judge(
             asks, limit=self._pace.starts, patience=self._pace.patience
         )
+        verdicts: dict[str, list[Envelope]] = defaultdict(list)
         for ask, objection in zip(asks, objections, strict=True):
             verdict = Verdict(ticket=ask.ticket, run=not objection, reason=objection)
-            await self._exchange.send(ask.reply_to, [verdict.seal()])
+            verdicts[ask.reply_to].append(verdict.seal())
+        for inbox, envelopes in verdicts.items():
+            await self._exchange.send(inbox, envelopes)
         if any(objections):
             await self._bell.ring()  # a task that failed may let others go
 
@@ -275,6 +287,10 @@ class Recorder:
             ]
             if words and Fate.ROUTED not in await self._exchange.send(hello.inbox, words):
                 logger.info("worker %s left before it was told of pauses", hello.worker)
+
+
+def _named(fault: Exception) -> str:
+    return f"{type(fault).__name__}: {fault}"[:_FAULT_LIMIT]
 
 
 def _forged(ticket: Ticket, worker: str | None) -> Rejection:
