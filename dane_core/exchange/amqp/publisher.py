@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _WINDOW: Final = 200
 #: A body the broker finds too large costs its whole channel: larger ones get one of their own.
 _LARGE: Final = 1024 * 1024
+#: The name of a queue that nobody makes.
+_NOWHERE: Final = "dane.nowhere"
 _TRANSIENT: Final = 1
 _PERSISTENT: Final = 2
 
@@ -84,6 +86,11 @@ class Publisher:
         except ExchangeUnreachable as loss:
             self._learn_from(loss.__cause__)
             raise
+
+    async def probe(self) -> None:
+        """Send what goes nowhere: the broker tells of an alarm only those who publish."""
+        nothing = _properties(Envelope(type="probe", body=b""), datetime.now(UTC), _TRANSIENT)
+        await self._send_all([_Parcel("", _NOWHERE, b"", nothing)])
 
     async def _send_all(self, window: Sequence[_Parcel]) -> tuple[list[Fate], bool]:
         """Send at once; the fate of each, and whether the broker had a word on every one."""
