@@ -24,7 +24,7 @@ from dane_server.storage.engine import Store, open_store
 from dane_server.storage.view import Once, Submitted
 from tests.server.audit import audit
 from tests.server.ledger import Ledger, answer, parallel, sequence, spec
-from tests.server.scripted import PATIENT, at_work
+from tests.server.scripted import HASTY, PATIENT, at_work
 from tests.server.stores import empty_store
 from tests.services.mariadb import execute
 from tests.services.proxy import Proxy, proxy_to
@@ -283,6 +283,56 @@ async def _all_in_use(store: Store) -> None:
     async with asyncio.timeout(5):
         await together(store.write, engine._WRITERS)
         await together(store.read, engine._READERS)
+
+
+@pytest.mark.services
+async def test_a_server_that_is_frozen_in_a_transaction_loses_its_locks(
+    mariadb_store: Store, mariadb_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP, or a network that has forgotten it. When it wakes it does its work after all."""
+    await mariadb_store.write(lambda connection: add(connection, "x"))
+    touch = sa.update(SECRETS).where(SECRETS.c.name == "x")
+    held, awake = asyncio.Event(), asyncio.Event()
+
+    async def freeze(connection: AsyncConnection) -> None:
+        await connection.execute(touch.values(value="frozen"))
+        held.set()
+        await awake.wait()
+        await connection.execute(touch.values(value="woken"))
+
+    async def read(connection: AsyncConnection) -> str:
+        return str((await connection.scalars(sa.select(SECRETS.c.value))).one())
+
+    monkeypatch.setattr(engine, "_STATEMENT_SECONDS", 1)
+    async with open_store(mariadb_url) as frozen:
+        freezing = asyncio.create_task(frozen.write(freeze))
+        await held.wait()
+
+        async with asyncio.timeout(10):
+            await mariadb_store.write(lambda c: c.execute(touch.values(value="others")))
+
+        assert await mariadb_store.read(read) == "others"
+        awake.set()
+        await freezing
+        assert await mariadb_store.read(read) == "woken"
+
+
+@pytest.mark.services
+async def test_a_runner_goes_on_when_the_database_is_back(wire: Proxy, wired: Store) -> None:
+    ledger = Ledger.of(wired)
+    async with at_work(ledger, pace=HASTY) as office:
+        await office.hire("A", "B")
+        before = await office.submit(sequence(*["A", "B"] * 4))
+        wire.refuse()
+        with pytest.raises(StoreUnreachable):
+            await office.submit("A")
+        wire.mend()
+
+        after = await office.submit(sequence("A", "B"))
+        await office.ended(after)
+        await office.ended(before)
+
+    assert [await audit(wired, job) for job in (before, after)] == [[], []]
 
 
 # --- faults nobody foresaw -----------------------------------------------------------------------
