@@ -60,9 +60,23 @@ async def exchange() -> AsyncIterator[Away]:
         yield exchange
 
 
+@pytest.fixture
+def settled_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has been running for a while: after its first sweep it rests."""
+    monkeypatch.setattr(sweep, "_ANSWERS_FIRST", 0.0)
+
+
+async def first_sweep(ledger: Ledger) -> None:
+    async def is_over() -> bool:
+        return (await ledger.sweeps.look()).epoch is not None
+
+    await until(is_over)
+
+
 # --- in time ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("settled_down")
 async def test_a_retry_that_is_due_before_the_next_pass_does_not_wait_for_it(
     ledger: Ledger,
 ) -> None:
@@ -72,12 +86,14 @@ async def test_a_retry_that_is_due_before_the_next_pass_does_not_wait_for_it(
         def script(message: TaskMessage) -> Answer:
             return failed(message, 503) if message.ticket.attempt == 1 else done(message)
 
+        await first_sweep(ledger)
         await office.hire("A", script=script)
         job = await office.submit(task("A", retry={"delay": 0.1}))
 
         await office.ended(job)
 
 
+@pytest.mark.usefixtures("settled_down")
 async def test_a_task_that_was_refused_for_a_moment_is_sent_again_after_it(
     ledger: Ledger,
 ) -> None:
@@ -90,6 +106,7 @@ async def test_a_task_that_was_refused_for_a_moment_is_sent_again_after_it(
             refused.append(message)
             return None
 
+        await first_sweep(ledger)
         await office.hire("A", script=script)
         job = await office.submit("A")
 
@@ -103,17 +120,18 @@ async def test_a_task_that_was_refused_for_a_moment_is_sent_again_after_it(
         await office.ended(job)
 
 
+@pytest.mark.usefixtures("settled_down")
 async def test_a_broker_that_comes_back_empty_is_noticed_at_once(ledger: Ledger) -> None:
     """Also when the next pass is an hour away."""
     async with at_work(ledger, pace=PATIENT) as office:
+        await first_sweep(ledger)
         silent = await office.hire("A", script=lambda _: None)
         job = await office.submit("A")
 
-        async def is_marked() -> bool:
-            sight = await ledger.sweeps.look()
-            return sight.epoch is not None and len(office.seen) == 1
+        async def is_queued() -> bool:
+            return bool(office.seen) and await ledger.states(job) == {"A": TaskState.QUEUED}
 
-        await until(is_marked)
+        await until(is_queued)
         epoch = (await ledger.sweeps.look()).epoch
         assert epoch is not None
 
