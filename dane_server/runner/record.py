@@ -4,7 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final
 
 from dane_core.errors import BadMessage, ExchangeUnreachable, Unreachable
 from dane_core.exchange.base import Delivery, Exchange, Fate
@@ -23,7 +23,6 @@ from dane_core.message import (
     Released,
     Report,
     Started,
-    Ticket,
     Verdict,
     open_report,
 )
@@ -33,8 +32,9 @@ from dane_server.metrics import Metrics
 from dane_server.runner.bell import LocalBell
 from dane_server.runner.dispatch import Dispatcher
 from dane_server.runner.pace import Pace
+from dane_server.runner.sift import Said, by_kind, sift
 from dane_server.runner.ticket import Signer
-from dane_server.storage.view import Rejected, Rejection, Zombie
+from dane_server.storage.view import Rejected, Zombie
 from dane_server.storage.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -42,14 +42,6 @@ logger = logging.getLogger(__name__)
 #: What a parked message says of its fault, in characters.
 _FAULT_LIMIT: Final = 500
 _UNRECORDABLE: Final = "its answer cannot be recorded"
-
-
-class _Ticketed(Protocol):
-    @property
-    def ticket(self) -> Ticket: ...
-
-
-R = TypeVar("R", bound=_Ticketed)
 
 
 class Recorder:
@@ -98,10 +90,7 @@ class Recorder:
         In this order, whatever the order of their arrival: an answer is worth more than
         everything else said of its attempt, and than the end of its worker.
         """
-        said: dict[type[Any], list[Any]] = defaultdict(list)
-        for report in reports:
-            said[type(report)].append(report)
-        said = await self._genuine(said)
+        said = await self._genuine(by_kind(reports))
         await self._note_workers(said[Hello], said[Goodbye])
         await self._note_progress(said)
         await self._record(said[Answer])
@@ -155,13 +144,9 @@ class Recorder:
         if await self._exchange.send(DEAD_QUEUE, [parked]) != [Fate.ROUTED]:
             raise ExchangeUnreachable(f"{DEAD_QUEUE} did not take a message")
 
-    async def _genuine(self, said: dict[type[Any], list[Any]]) -> dict[type[Any], list[Any]]:
+    async def _genuine(self, said: Said) -> Said:
         """The reports without those whose ticket we have not signed, which are counted."""
-        forged: list[Rejection] = []
-        genuine = said.copy()
-        for kind in (Started, Leased, Progress, Released, Answer, Ask):
-            genuine[kind] = self._signed(said[kind], forged)
-        genuine[Heartbeat] = [self._signed_beat(beat, forged) for beat in said[Heartbeat]]
+        genuine, forged = sift(said, self._signer)
         if forged:
             logger.warning(
                 "dropped %d reports with a forged token, the first of task %s by worker %s",
@@ -172,22 +157,6 @@ class Recorder:
             self._metrics.rejected.labels("forged").inc(len(forged))
             await self._writer.count_forged(forged)
         return genuine
-
-    def _signed(self, reports: Sequence[R], forged: list[Rejection]) -> list[R]:
-        signed = []
-        for report in reports:
-            if self._signer.is_genuine(report.ticket):
-                signed.append(report)
-            else:
-                forged.append(_forged(report.ticket, getattr(report, "worker", None)))
-        return signed
-
-    def _signed_beat(self, beat: Heartbeat, forged: list[Rejection]) -> Heartbeat:
-        signed = tuple(ticket for ticket in beat.running if self._signer.is_genuine(ticket))
-        if len(signed) == len(beat.running):
-            return beat
-        forged += [_forged(one, beat.worker) for one in beat.running if one not in signed]
-        return replace(beat, running=signed)
 
     # --- attempts -------------------------------------------------------------------------
 
@@ -207,7 +176,7 @@ class Recorder:
         if TaskState.BACKOFF in recorded.settled.values():
             self._bell.expect()
 
-    async def _note_progress(self, said: dict[type[Any], list[Any]]) -> None:
+    async def _note_progress(self, said: Said) -> None:
         kinds = (Started, Leased, Heartbeat, Progress, Released)
         if not any(said[kind] for kind in kinds):
             return
@@ -291,10 +260,6 @@ class Recorder:
 
 def _named(fault: Exception) -> str:
     return f"{type(fault).__name__}: {fault}"[:_FAULT_LIMIT]
-
-
-def _forged(ticket: Ticket, worker: str | None) -> Rejection:
-    return Rejection(ticket=ticket, worker=worker, reason=Rejected.FORGED)
 
 
 def _summary(late: Sequence[Answer], reasons: Mapping[Rejected, int]) -> str:
