@@ -21,6 +21,7 @@ from dane_server.storage.tables import attempts, jobs, once, rejected, sources
 from dane_server.storage.view import Once
 from tests.server.audit import rows_left
 from tests.server.ledger import Ledger, answer, new_job, sequence
+from tests.server.test_storage_doctor import plan
 
 DAY = 86_400
 KEEP = Keep(attempts=2)
@@ -193,17 +194,8 @@ async def test_the_indexes_are_used_among_ten_thousand_finished_jobs(mariadb_sto
         "attempt_finished": sql.tried_often(20, 3600),
     }
 
-    used = {index: await _plan(mariadb_store, question) for index, question in asked.items()}
+    used = {index: await plan(mariadb_store, question) for index, question in asked.items()}
 
-    for index, plan in used.items():
-        assert plan[0].key == index, (index, plan[0])
+    for index, steps in used.items():
+        assert steps[0].key == index, (index, steps[0])
     assert int(used["job_finished"][0].rows) < 100
-
-
-async def _plan(store: Store, question: sa.Select[Any]) -> Sequence[Any]:
-    async def unit(connection: Any) -> Sequence[Any]:
-        text = question.compile(connection.engine, compile_kwargs={"literal_binds": True})
-        rows: Sequence[Any] = (await connection.exec_driver_sql(f"EXPLAIN {text}")).all()
-        return rows
-
-    return await store.read(unit)
