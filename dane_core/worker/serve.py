@@ -316,6 +316,7 @@ class _Service:
             pulse=serving.pulse.total_seconds(),
             beat=serving.beat.total_seconds(),
             lease=serving.lease.total_seconds(),
+            spool=str(serving.spool) if serving.spool else None,
         )
 
     def _whats_running(self) -> list[Running]:

@@ -462,3 +462,19 @@ async def answers_until_it_rests(desk: Desk, spool: Path) -> list[Answer]:
             await asyncio.sleep(0.01)
     denying.cancel()
     return answers + [one for one in desk.heard if isinstance(one, Answer)]
+
+
+async def test_what_one_worker_left_is_sent_unless_somebody_has_it(tmp_path: Path) -> None:
+    """As a watchman does before it says that its worker is gone."""
+    worker, watchman, taker = spool_of("1", tmp_path), spool_of("1-watchman", tmp_path), Taker()
+    await worker.keep(answer())
+
+    assert await watchman.send_from("h-1", taker) is None
+    worker.close()
+    taker.takes = False
+    assert await watchman.send_from("h-1", taker) is False
+    taker.takes = True
+    assert await watchman.send_from("h-1", taker) is True
+    assert await watchman.send_from("h-1", taker) is True
+    assert taker.got == [answer(), answer()]
+    assert files(tmp_path) == []
