@@ -167,8 +167,7 @@ class Visit:
 
     async def _compare(self, examined: "Doctor", before: "Sighting") -> "list[Finding]":
         now = await examined.see(before)
-        rest = before.at + examined.apart.total_seconds() - now.at
-        if rest > 0 and examined.suspects_loss(now):
+        if (rest := examined.proof_takes(now, before)) > 0:
             complain(f"a queue may have lost messages: looking again in {rest:.0f} s, to be sure")
             await asyncio.sleep(rest)
             now = await examined.see(before)

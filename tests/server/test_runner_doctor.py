@@ -426,3 +426,27 @@ async def test_a_job_that_has_come_to_a_stop_goes_on_by_itself(
         await office.ended(job)
 
     assert await audit(placed_ledger.store, job) == []
+
+
+async def test_a_loss_that_is_not_proven_yet_says_when_it_would_be(practice: Practice) -> None:
+    """Nobody waits for proof of what does not look like a loss."""
+    doctor = Doctor(
+        access=Access.to(practice.ledger.store),
+        exchange=practice.exchange,
+        bell=practice.bell,
+        pace=Pace(lost_after=timedelta(seconds=30)),
+        response_queue=practice.responses,
+    )
+    await at_work(practice)
+    queue = await practice.open_queue()
+    before = await doctor.see()
+    await practice.ledger.submit(practice.key)
+    await practice.ledger.send()
+    first = await doctor.see(before)
+    second = await doctor.see(first)
+    await practice.exchange.send(queue, [Envelope(type="task", body=b"{}")])
+    full = await doctor.see(second)
+
+    assert doctor.judge(second, first) == []
+    assert 0 < doctor.proof_takes(second, first) <= 30
+    assert doctor.proof_takes(full, second) == 0
