@@ -399,7 +399,7 @@ async def test_while_all_is_well_a_round_finds_nothing(
         await office.hire(key)
         jobs_of_it = [
             await office.submit(sequence(parallel(key, key), parallel(key, key), key))
-            for _ in range(20)
+            for _ in range(8)
         ]
         unfinished = set(jobs_of_it)
         while unfinished:
