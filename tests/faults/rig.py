@@ -436,6 +436,7 @@ class Rig:
             for process in self.processes
             if not process.alive and not process.may_end
         ]
+        surprises += [f"{name} has died by itself" for name in self._dead_services()]
         queues = {} if self.embedded else await self._at_rest()
         footprints = {
             process.name: (start, _footprint(process))
@@ -508,9 +509,20 @@ class Rig:
 
     def logs(self) -> str:
         """The last words of every process, for the message of a test that fails."""
-        return "\n".join(
-            f"--- {process.name} ({process.code}):\n{process.tail()}" for process in self.processes
-        )
+        words = [f"--- {one.name} ({one.code}):\n{one.tail()}" for one in self.processes]
+        words += [f"--- {name}:\n{log}" for name, log in self._dead_services().items()]
+        return "\n".join(words)
+
+    def _dead_services(self) -> dict[str, str]:
+        """The services that are not there although they should be, and their last words."""
+        if self._ground is None:
+            return {}
+        services = {"the broker": self._ground.broker, "the database": self._ground.database}
+        return {
+            name: service.last_words.replace(" | ", "\n")
+            for name, service in services.items()
+            if service is not None and not service.running
+        }
 
 
 @asynccontextmanager

@@ -62,6 +62,11 @@ class Database:
     def running(self) -> bool:
         return self._process is not None and self._process.alive
 
+    @property
+    def last_words(self) -> str:
+        """The end of its log, for the message of a test in which it died by itself."""
+        return tail(self._log, 60)
+
     def start(self) -> None:
         """Start it, with what it had on disk. Running already is fine."""
         if self.running:

@@ -40,6 +40,7 @@ class Proxy:
         self.rate: float | None = None  # bytes a second, each way and each connection
         self.drops_after: bytes | None = None  # see `drop_after_commit`
         self.dropped = asyncio.Event()
+        self.turned_away = 0  # connections, by `refuse`
         self.mend()
 
     def cut(self) -> None:
@@ -80,6 +81,7 @@ class Proxy:
     async def join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take a client's connection."""
         if self._refusing:
+            self.turned_away += 1
             _reset(writer)
             return
         port = self._server.port

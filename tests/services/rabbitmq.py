@@ -22,6 +22,7 @@ from tests.services.process import (
     free_port,
     new_folder,
     remove_folder,
+    tail,
     wait_until,
 )
 
@@ -64,7 +65,17 @@ class Broker:
         self._node = f"dane-test-{os.getpid()}-{self._port}@localhost"
         password = secrets.token_hex(16)
         self.url = f"amqp://dane:{password}@127.0.0.1:{self._port}/dane-test"
-        self._write_settings(password)
+        self._own_settings = (
+            f"listeners.tcp.1 = 127.0.0.1:{self._port}\n"
+            "default_vhost = dane-test\n"
+            "default_user = dane\n"
+            f"default_pass = {password}\n"
+            "disk_free_limit.absolute = 10MB\n"
+            "log.console = true\n"
+            "log.console.level = warning\n"
+            "log.file = false\n"
+        )
+        self._write_settings()
         self._process: Guarded | None = None
         self._mapper = Guarded(
             [mapper, "-port", str(self._mapper_port), "-address", "127.0.0.1"],
@@ -81,6 +92,11 @@ class Broker:
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.alive
+
+    @property
+    def last_words(self) -> str:
+        """The end of its log, for the message of a test in which it died by itself."""
+        return tail(self._log, 60)
 
     def start(self) -> None:
         """Start it, with what it had on disk. Running already is fine."""
@@ -106,8 +122,10 @@ class Broker:
         if self._process is not None:
             self._process.kill()
 
-    def restart(self) -> None:
+    def restart(self, *settings: str) -> None:
+        """With these lines of rabbitmq.conf besides its own, until it is restarted again."""
         self.stop()
+        self._write_settings(settings)
         self.start()
 
     def wipe(self) -> None:
@@ -134,18 +152,10 @@ class Broker:
         self._mapper.kill()
         remove_folder(self._folder)
 
-    def _write_settings(self, password: str) -> None:
+    def _write_settings(self, more: Sequence[str] = ()) -> None:
         (self._folder / "plugins").write_text("[].\n")
-        (self._folder / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self._port}\n"
-            "default_vhost = dane-test\n"
-            "default_user = dane\n"
-            f"default_pass = {password}\n"
-            "disk_free_limit.absolute = 10MB\n"
-            "log.console = true\n"
-            "log.console.level = warning\n"
-            "log.file = false\n"
-        )
+        lines = "".join(f"{line}\n" for line in more)
+        (self._folder / "rabbitmq.conf").write_text(self._own_settings + lines)
 
     @property
     def _environment(self) -> dict[str, str]:
