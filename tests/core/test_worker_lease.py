@@ -57,7 +57,8 @@ async def test_a_long_task_goes_on_without_its_message() -> None:
 
         assert (leased.worker, leased.lease) == ("w1", 12.0)
         assert leased.ticket == answer.ticket == message(Gate).ticket
-        assert leased.runtime >= MOMENT.total_seconds()
+        assert answer.runtime is not None
+        assert 0 < leased.runtime <= answer.runtime  # the hand-off counts from the delivery
         assert answer.state == 200
     assert await desk.waiting(Gate) == 0
 
