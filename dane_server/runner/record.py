@@ -20,6 +20,8 @@ from dane_core.message import (
     Report,
     Started,
     Verdict,
+    BUNDLE,
+    open_bundle,
     open_report,
 )
 from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE
@@ -91,7 +93,14 @@ class Recorder:
         reports: list[Report] = []
         for delivery in batch:
             try:
-                reports.append(open_report(delivery.envelope))
+                if delivery.envelope.type == BUNDLE:
+                    for envelope, report in open_bundle(delivery.envelope):
+                        if isinstance(report, BadMessage):
+                            await self._park(envelope, report)
+                        else:
+                            reports.append(report)
+                else:
+                    reports.append(open_report(delivery.envelope))
             except BadMessage as fault:
                 await self._park(delivery.envelope, fault)
         return reports
