@@ -11,7 +11,7 @@ LOCKING := --quiet --universal --python-version 3.11 --generate-hashes --no-emit
 # Tests in this many processes, twice the cores: many of them wait for a service. Each has a database and a virtual host of its own.
 JOBS ?= 4
 
-.PHONY: help demo test bench check format lock clean
+.PHONY: help demo test bench faults nemesis check format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this
@@ -25,6 +25,12 @@ test: $(VENV)/installed  ## Run every test, on RabbitMQ and MariaDB too
 
 bench: $(VENV)/installed  ## Measure DANE beside its peers (B="1 2": only these)
 	$(BIN)/python -m benchmarks $(B) --json benchmarks.json
+
+faults: $(VENV)/installed  ## Show every row of the fault matrix; writes docs/reliability.md
+	$(BIN)/python -m tests.faults $(ARGS)
+
+nemesis: $(VENV)/installed  ## Random faults under load: make nemesis SECONDS=600 [SEED=n]
+	$(BIN)/python -m tests.faults.nemesis --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 check: $(VENV)/installed  ## Formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -481,12 +481,16 @@ def bundle(envelopes: Sequence[Envelope]) -> Envelope:
     return Envelope(type=BUNDLE, body=_dumps(said=said))
 
 
-def open_bundle(envelope: Envelope) -> "list[tuple[Envelope, Report | BadMessage]]":
-    """The reports in a bundle, each with an envelope of its own, or why it cannot be read.
-
-    Raises: BadMessage, when it is no bundle at all.
+def open_reports(envelope: Envelope) -> "list[tuple[Envelope, Report | BadMessage]]":
+    """The reports in a message, one or a bundle: each in an envelope of its own, as if it had
+    come alone. In place of one that cannot be read stands why.
     """
-    return [_bundled(_object(item, "said")) for item in _get(_body(envelope), "said", list)]
+    try:
+        if envelope.type != BUNDLE:
+            return [(envelope, open_report(envelope))]
+        return [_bundled(_object(item, "said")) for item in _get(_body(envelope), "said", list)]
+    except BadMessage as fault:
+        return [(envelope, fault)]
 
 
 def _bundled(item: dict[str, Any]) -> "tuple[Envelope, Report | BadMessage]":

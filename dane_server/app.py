@@ -15,6 +15,7 @@ from dane_core.errors import BadSettings, DaneError, Fault
 from dane_core.exchange.base import Exchange
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.settings import bracketed
+from dane_core.worker import attempt
 from dane_core.worker.serve import Serving, serve
 from dane_core.worker.worker import Worker
 from dane_server.api import create_api
@@ -147,6 +148,8 @@ class _Server:
         return Serving(
             slots=slots,
             grace=self._settings.WORKER.GRACE,
+            beat=self._settings.WORKER.BEAT,
+            pace=attempt.Pace(hand_off=self._settings.WORKER.HAND_OFF),
             api_url=_url(door) if door is not None else None,
             response_queue=self._settings.RABBITMQ.RESPONSE_QUEUE,
         )

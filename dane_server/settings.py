@@ -11,6 +11,9 @@ from pydantic import Field, SecretStr
 from dane_core.settings import Section, Settings, bracketed
 from dane_core.settings.values import (
     Count,
+    CountOrAll,
+    Days,
+    DaysOfTrying,
     Flag,
     Folder,
     Name,
@@ -98,6 +101,17 @@ class RunnerSection(Section):
     BATCH: Count = 500
     SWEEP: Seconds = timedelta(seconds=5)
     LEASE: Seconds = timedelta(seconds=15)
+    CHECK: Seconds = timedelta(seconds=60)
+
+
+class RetentionSection(Section):
+    """How long things are kept, in days, and how many attempts of a task; 0: all, for ever."""
+
+    JOBS: Days = 90.0
+    FAILED: Days = 365.0
+    ONCE: DaysOfTrying = 7.0
+    REJECTED: Days = 30.0
+    ATTEMPTS: CountOrAll = 20
 
 
 class ApiSection(Section):
@@ -116,6 +130,7 @@ class ServerSettings(Settings):
     COMPAT: CompatSection = CompatSection()
     RUNNER: RunnerSection = RunnerSection()
     API: ApiSection = ApiSection()
+    RETENTION: RetentionSection = RetentionSection()
 
     @property
     def store_url(self) -> str:

@@ -1,3 +1,3 @@
 """What every test may ask for: a RabbitMQ, a MariaDB."""
 
-pytest_plugins = ["tests.services.fixture"]
+pytest_plugins = ["tests.services.fixture", "tests.faults.plugin"]

@@ -68,7 +68,7 @@ def test_what_the_server_example_calls_a_default_is_one(tmp_path: Path) -> None:
     plain, _ = load(ServerSettings)
     told, origins = load(ServerSettings, files=[whole])
 
-    for section in ("LIMITS", "API", "RUNNER", "COMPAT", "DANE_SERVER"):
+    for section in ("LIMITS", "API", "RUNNER", "RETENTION", "COMPAT", "DANE_SERVER"):
         assert getattr(told, section) == getattr(plain, section)
         assert section in origins
 

@@ -6,10 +6,11 @@ import asyncio
 import errno
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -19,6 +20,12 @@ from dane_core.errors import BadSettings, Fault
 if TYPE_CHECKING:
     from dane_core.settings import Settings
     from dane_core.worker.worker import Worker
+
+
+#: Seconds for a process that is to end at once: to stop its children, and the last of them hard.
+_AT_ONCE: Final = 4.0
+#: The exit code of a worker that was made to end.
+_KILLED: Final = 130
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +64,7 @@ def worker(
     try:
         asyncio.run(serve_workers(classes, settings, as_json=as_json))
     except asyncio.CancelledError:
-        raise typer.Exit(130) from None
+        raise typer.Exit(_KILLED) from None
 
 
 def found(targets: Sequence[str]) -> "list[type[Worker]]":
@@ -72,12 +79,16 @@ async def serve_workers(
 ) -> None:
     """Serve worker classes over the configured broker, until drained."""
     from dane_core.exchange.amqp import connect
+    from dane_core.worker.attempt import Pace
     from dane_core.worker.serve import Serving, serve
 
     chosen, broker = settings.WORKER, broker_of(settings)
     serving = Serving(
         slots=chosen.SLOTS,
         grace=chosen.GRACE,
+        beat=chosen.BEAT,
+        pace=Pace(hand_off=chosen.HAND_OFF),
+        watched_at=broker,
         api_url=settings.api_url,
         response_queue=settings.RABBITMQ.RESPONSE_QUEUE,
         health_port=chosen.HEALTH_PORT,
@@ -133,25 +144,40 @@ def broker_of(settings: "Settings") -> str:
 def drain_on_signals(draining: asyncio.Event) -> Iterator[None]:
     """Within this, SIGTERM and SIGINT ask for an end; a second one makes it now."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-
-    def stop() -> None:
-        if draining.is_set() and task is not None:
-            task.cancel()
-        draining.set()
-
     signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
-        loop.add_signal_handler(number, stop)
+    heard = 0
+
+    def stop(_number: int, _frame: object) -> None:
+        nonlocal heard
+        heard += 1
+        loop.call_soon_threadsafe(draining.set)
+        if heard == 2 and task is not None:
+            loop.call_soon_threadsafe(task.cancel)
+            last = threading.Timer(_AT_ONCE, _vanish)
+            last.daemon = True
+            last.start()
+        elif heard > 2:
+            _vanish()
+
+    # Not `loop.add_signal_handler`: work that blocks the loop must not keep the process.
+    earlier = {number: signal.signal(number, stop) for number in signals}
     try:
         yield
     finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _vanish() -> None:
+    """End this process whatever holds it up. Its tasks go back, its watchman says so."""
+    os._exit(_KILLED)
 
 
 def start_logging(settings: "Settings") -> None:
     """Log as LOGGING says: to stderr, and to a file in DIR if there is one."""
     import logging
+
+    from dane_core.worker.watched import LOG_LINE
 
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     folder: Path | None = settings.LOGGING.DIR
@@ -160,7 +186,7 @@ def start_logging(settings: "Settings") -> None:
         handlers.append(logging.FileHandler(folder / "dane-worker.log", encoding="utf-8"))
     logging.basicConfig(
         level=settings.LOGGING.LEVEL,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=LOG_LINE,
         handlers=handlers,
     )
     for name in ("aio_pika", "aiormq", "httpx"):  # what they know our own parts say better

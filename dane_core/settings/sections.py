@@ -16,13 +16,23 @@ from dane_core.settings.values import (
     OptionalFolder,
     OptionalPort,
     Port,
+    Rhythm,
     Seconds,
     Secret,
     WebUrl,
 )
 
 #: Sections only the server reads. A worker that shares the server's file passes over them.
-SERVER_SECTIONS: Final = ("MARIADB", "STORE", "DANE_SERVER", "LIMITS", "COMPAT", "RUNNER", "API")
+SERVER_SECTIONS: Final = (
+    "MARIADB",
+    "STORE",
+    "DANE_SERVER",
+    "LIMITS",
+    "COMPAT",
+    "RUNNER",
+    "API",
+    "RETENTION",
+)
 
 
 class Section(BaseModel):
@@ -84,6 +94,8 @@ class WorkerSection(Section):
 
     SLOTS: Count = 1
     GRACE: Seconds = timedelta(seconds=30)
+    HAND_OFF: Rhythm = timedelta(seconds=60)
+    BEAT: Rhythm = timedelta(seconds=15)
     HEALTH_PORT: OptionalPort = None
 
 

@@ -95,6 +95,32 @@ Seconds = Annotated[
     BeforeValidator(_number_not_flag),
     expecting("a number of seconds, more than 0"),
 ]
+#: How often somebody speaks up, or how soon: not all the time, and not too late for a lease.
+Rhythm = Annotated[
+    timedelta,
+    Field(ge=timedelta(seconds=0.25), le=timedelta(minutes=15)),
+    BeforeValidator(_seconds),
+    BeforeValidator(_number_not_flag),
+    expecting("a number of seconds from 0.25 to 900"),
+]
+Days = Annotated[
+    float,
+    Field(ge=0, le=36_500),
+    BeforeValidator(_number_not_flag),
+    expecting("a number of days, 0 for ever"),
+]
+DaysOfTrying = Annotated[
+    float,
+    Field(ge=1, le=36_500),
+    BeforeValidator(_number_not_flag),
+    expecting("a number of days, 1 or more"),
+]
+CountOrAll = Annotated[
+    int,
+    Field(ge=0, lt=2**31),
+    BeforeValidator(_number_not_flag),
+    expecting("a whole number, 0 for all"),
+]
 Flag = Annotated[bool, expecting("true or false")]
 Name = Annotated[str, Field(min_length=1), expecting("text, in quotes if it looks like a number")]
 Secret = Annotated[SecretStr, expecting("text, in quotes if it looks like a number")]

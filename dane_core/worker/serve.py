@@ -9,19 +9,20 @@ import socket
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from dane_core.errors import BadWorker, QueueMismatch
 from dane_core.exchange.base import Exchange, Fate
-from dane_core.message import Control, Goodbye, Hello, Offer
+from dane_core.message import Control, Goodbye, Heartbeat, Hello, Offer, Ticket
 from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE
 from dane_core.worker.attempt import Desk, Pace, Stop
 from dane_core.worker.counter import Counter, Floor, Slots
 from dane_core.worker.health import Health, health_page
 from dane_core.worker.inbox import Inbox
-from dane_core.worker.isolation import place_for
+from dane_core.worker.isolation import PATIENCE, place_for
 from dane_core.worker.outbox import Outbox
+from dane_core.worker.watched import Brief, Running, Watched
 from dane_core.worker.worker import Worker, check_worker, offer_of
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ _LAST_WORDS: Final = 15.0
 _FAREWELL: Final = 2.0
 #: Before a hello that did not arrive is said again, in seconds.
 _HELLO_AGAIN: Final = 1.0
+#: How many beats may fail to arrive before a lease ends, and one.
+_BEATS_IN_A_LEASE: Final = 4
 #: Consumers in one process, over all keys; a RabbitMQ connection has 2,047 channels.
 _MOST_LANES: Final = 1_500
 
@@ -53,9 +56,18 @@ class Serving:
     response_queue: str = RESPONSE_QUEUE
     hello_every: timedelta = timedelta(seconds=15)
     ask_patience: timedelta = timedelta(seconds=10)  # for a server to answer a question
+    beat: timedelta = timedelta(seconds=15)  # between two heartbeats
     pace: Pace = field(default_factory=Pace)
+    #: The broker's address, where a watchman is to speak for a process that cannot.
+    watched_at: str | None = field(default=None, repr=False)
+    pulse: timedelta = timedelta(seconds=1)  # between two words to the watchman
     health_port: int | None = None  # 0 is any free port
     health_host: str = "127.0.0.1"
+
+    @property
+    def lease(self) -> timedelta:
+        """How long an attempt may go on without a heartbeat that names it."""
+        return _BEATS_IN_A_LEASE * self.beat
 
 
 async def serve(
@@ -106,6 +118,8 @@ class _Service:
             desk=Desk(
                 worker_id=serving.worker_id,
                 outbox=self._outbox,
+                lease=serving.lease,
+                on_begin=self._tell_watchman,
                 api_url=serving.api_url,
                 pace=serving.pace,
             ),
@@ -117,6 +131,8 @@ class _Service:
         self._offers: tuple[Offer, ...] = ()
         self._fresh = True
         self._hello_now = asyncio.Event()
+        self._last_beat: datetime | None = None
+        self._watched: Watched | None = None
 
     async def run(self) -> None:
         async with AsyncExitStack() as stack:
@@ -127,6 +143,10 @@ class _Service:
                     self._serving.health_host, self._serving.health_port, self._examine
                 )
                 await stack.enter_async_context(page)
+            if self._serving.watched_at is not None:
+                self._watched = await stack.enter_async_context(
+                    Watched(self._brief(self._serving.watched_at), self._whats_running)
+                )
             await self._serve()
 
     async def _set_up(self, stack: AsyncExitStack) -> None:
@@ -154,7 +174,12 @@ class _Service:
         async with asyncio.TaskGroup() as group:
             ends = [
                 group.create_task(_endless(run))
-                for run in (self._outbox.run(), self._inbox.run(), self._note_reconnections())
+                for run in (
+                    self._outbox.run(),
+                    self._inbox.run(),
+                    self._note_reconnections(),
+                    self._beat(),
+                )
             ]
             await _first_of(self._inbox.listening, self._draining)
             counters = {group.create_task(counter.run()) for counter in self._counters.values()}
@@ -179,7 +204,9 @@ class _Service:
             counter_task.cancel()  # nobody takes its words: its tasks go back with the connection
         with suppress(TimeoutError):
             async with asyncio.timeout(_FAREWELL):
-                await self._outbox.post(Goodbye(worker=self._serving.worker_id))
+                fate = await self._outbox.post(Goodbye(worker=self._serving.worker_id))
+                if self._watched is not None and fate is Fate.ROUTED and not self._floor.running:
+                    self._watched.said_goodbye = True
 
     # --- listen -----------------------------------------------------------------------------
 
@@ -205,10 +232,13 @@ class _Service:
                 and control.job_id in (None, attempt.message.job_id)
                 and control.attempt in (None, number)
             ):
-                attempt.stop(Stop.CANCELLED)
+                attempt.stop(Stop.CANCELLED, _courtesy(control))
 
     async def _note_reconnections(self) -> None:
         async for _ in self._exchange.reconnections():
+            logger.info("the exchange is there again")
+            for attempt in self._floor.running.values():
+                attempt.hand_off()  # its message may be in the queue again, for others
             self._inbox.missed_some()
             self._fresh = True
             self._hello_now.set()
@@ -240,15 +270,80 @@ class _Service:
             fresh=self._fresh,
         )
 
+    async def _beat(self) -> None:
+        """Say now and then what is being done here, so that nobody takes it for lost."""
+        lease = self._serving.lease.total_seconds()
+        while True:
+            await asyncio.sleep(self._serving.beat.total_seconds())
+            if tickets := self._worth_a_beat():
+                beat = Heartbeat(worker=self._serving.worker_id, running=tickets, lease=lease)
+                if await self._outbox.post(beat) is Fate.ROUTED:
+                    self._last_beat = datetime.now(UTC)
+
+    def _worth_a_beat(self) -> tuple[Ticket, ...]:
+        short = self._serving.pace.started.total_seconds()
+        return tuple(
+            attempt.message.ticket
+            for attempt in self._floor.running.values()
+            if attempt.leased.done() or attempt.age >= short
+        )
+
+    # --- be watched -------------------------------------------------------------------------
+
+    def _brief(self, broker: str) -> Brief:
+        serving = self._serving
+        return Brief(
+            url=broker,
+            worker=serving.worker_id,
+            response_queue=serving.response_queue,
+            pulse=serving.pulse.total_seconds(),
+            beat=serving.beat.total_seconds(),
+            lease=serving.lease.total_seconds(),
+        )
+
+    def _whats_running(self) -> list[Running]:
+        return [
+            Running(
+                ticket=attempt.message.ticket,
+                runtime=attempt.age,
+                leased=attempt.leased.done(),
+            )
+            for attempt in self._floor.running.values()
+        ]
+
+    def _tell_watchman(self, ticket: Ticket) -> None:
+        if self._watched is not None:
+            self._watched.note_begin(ticket)
+
+    # --- be looked at -----------------------------------------------------------------------
+
     def _examine(self) -> Health:
         connected, draining = self._exchange.connected, self._draining.is_set()
+        running = self._floor.running.values()
         return connected and not draining, {
             "status": "draining" if draining else "ok" if connected else "no exchange",
             "worker": self._serving.worker_id,
             "keys": sorted(self._counters),
             "slots": self._serving.slots,
-            "running": len(self._floor.running),
+            "running": len(running),
+            "leased": [
+                {
+                    "task_id": attempt.message.ticket.task_id,
+                    "attempt": attempt.message.ticket.attempt,
+                    "seconds": round(attempt.age, 1),
+                }
+                for attempt in running
+                if attempt.leased.done()
+            ],
+            "last_heartbeat": self._last_beat and self._last_beat.isoformat(),
         }
+
+
+def _courtesy(control: Control) -> timedelta | None:
+    """How long cancelled work may take to end by itself, so that all of it ends in the grace."""
+    if control.grace is None:
+        return None
+    return timedelta(seconds=max(0.0, control.grace - PATIENCE))
 
 
 async def _first_of(*events: asyncio.Event) -> None:

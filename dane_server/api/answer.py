@@ -77,10 +77,25 @@ class AttemptBody(TypedDict):
     runtime: float | None
 
 
+class RejectedBody(TypedDict):
+    """Answers of one attempt that were not recorded, counted; `worker` sent the last one.
+
+    `reason` is `stale` (a later attempt has replaced it), `settled` (the task was done or
+    cancelled already) or `forged` (it was not signed by this server).
+    """
+
+    attempt: int
+    reason: str
+    times: int
+    worker: str | None
+    last_at: datetime
+
+
 class TaskDetail(TaskRowMembers):
-    """A task by itself: also the attempts that ended, and its answer."""
+    """A task by itself: also the attempts that ended, its answer, and what was not recorded."""
 
     attempts: list[AttemptBody]
+    rejected: list[RejectedBody]
     response: Mapping[str, Any] | None
     links: Mapping[str, str]
 

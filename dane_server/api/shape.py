@@ -11,6 +11,7 @@ from dane_server.api.answer import (
     CountsBody,
     JobAnswer,
     JobHead,
+    RejectedBody,
     RetryBody,
     TaskAnswer,
     TaskDetail,
@@ -19,7 +20,7 @@ from dane_server.api.answer import (
     TaskRowMembers,
 )
 from dane_server.graph import unfold
-from dane_server.storage.view import JobView, TaskView
+from dane_server.storage.view import JobView, RejectedState, TaskView
 
 _USUAL_RETRY: Final = Retry()
 
@@ -142,6 +143,7 @@ def task_answer(view: TaskView, *, exact: bool = False) -> TaskAnswer:
         Task=TaskDetail(
             **task_row(task)["Task"],
             attempts=_attempts(view.attempts),
+            rejected=_rejected(view.rejected),
             response=view.answer,
             links=links,
         )
@@ -161,6 +163,19 @@ def _attempts(attempts: Iterable[Attempt]) -> list[AttemptBody]:
             runtime=attempt.runtime,
         )
         for attempt in attempts
+    ]
+
+
+def _rejected(rejected: Iterable[RejectedState]) -> list[RejectedBody]:
+    return [
+        RejectedBody(
+            attempt=one.attempt,
+            reason=one.reason,
+            times=one.times,
+            worker=one.worker,
+            last_at=one.last_at,
+        )
+        for one in rejected
     ]
 
 

@@ -18,6 +18,7 @@ class LocalBell:
 
     def __init__(self) -> None:
         self._rung = asyncio.Event()
+        self._put_off = asyncio.Event()
 
     async def ring(self) -> None:
         self._rung.set()
@@ -26,6 +27,15 @@ class LocalBell:
         """Wait for a ring; several rings while nobody waited count as one."""
         await self._rung.wait()
         self._rung.clear()
+
+    def expect(self) -> None:
+        """Something was put off: the sweeper is to reckon anew when it has to look."""
+        self._put_off.set()
+
+    async def expected(self) -> None:
+        """Wait for something to be put off; several at once count as one."""
+        await self._put_off.wait()
+        self._put_off.clear()
 
 
 class RemoteBell:

@@ -14,3 +14,8 @@ class Pace:
     sweep: timedelta = timedelta(seconds=5)  # somebody looks at what is due at least this often
     route_again: timedelta = timedelta(seconds=30)  # try an unroutable task again
     silence: timedelta = timedelta(seconds=60)  # a worker not heard of for this long is gone
+    patience: timedelta = timedelta(seconds=60)  # a lease, until its worker names another
+    starts: int = 3  # a task that has ended this many workers fails
+    overtime: timedelta = timedelta(seconds=35)  # after its timeout an attempt is its worker's
+    lost_after: timedelta = timedelta(seconds=30)  # between two looks at a queue that lacks tasks
+    horizon: timedelta = timedelta(hours=1)  # what lies in a queue is looked at after this

@@ -86,6 +86,16 @@ class Runner(Operator):
             queue=self._response_queue,
         )
         sweeper = Sweeper(
-            sweeps=self._access.sweeps, acts=self._access.acts, bell=self._local, pace=self._pace
+            sweeps=self._access.sweeps,
+            acts=self._access.acts,
+            exchange=self._exchange,
+            bell=self._local,
+            pace=self._pace,
+            response_queue=self._response_queue,
         )
-        return {"dispatcher": dispatcher.run, "recorder": recorder.run, "sweeper": sweeper.run}
+        return {
+            "dispatcher": dispatcher.run,
+            "recorder": recorder.run,
+            "sweeper": sweeper.run,
+            "sweeper's watch": sweeper.watch_connection,
+        }

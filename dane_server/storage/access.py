@@ -4,9 +4,13 @@ from dataclasses import dataclass
 from typing import Self
 
 from dane_server.storage.acts import Acts
+from dane_server.storage.doctor import Examiner
 from dane_server.storage.engine import Store
+from dane_server.storage.mending import Mending
 from dane_server.storage.reader import Reader
+from dane_server.storage.retention import Retention
 from dane_server.storage.sweeps import Sweeps
+from dane_server.storage.turns import Turns
 from dane_server.storage.writer import Writer
 
 
@@ -18,7 +22,20 @@ class Access:
     writer: Writer
     acts: Acts
     sweeps: Sweeps
+    examiner: Examiner
+    mending: Mending
+    retention: Retention
+    turns: Turns
 
     @classmethod
     def to(cls, store: Store) -> Self:
-        return cls(Reader(store), Writer(store), Acts(store), Sweeps(store))
+        return cls(
+            Reader(store),
+            Writer(store),
+            Acts(store),
+            Sweeps(store),
+            Examiner(store),
+            Mending(store),
+            Retention(store),
+            Turns(store),
+        )

@@ -6,9 +6,10 @@ a flag on the job makes sure that the walk is finished by the sweeper if it was 
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -40,6 +41,17 @@ _OVER: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCE
 _AT_WORK: Final = SENT | {TaskState.RUNNING}
 
 _Act = Callable[[AsyncConnection, Sequence[sa.Row[Any]], Tally], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Walked:
+    """How many tasks a walk met, and how many were still as it had found them."""
+
+    met: int = 0
+    moved: int = 0
+
+    def __add__(self, other: Self) -> "_Walked":
+        return _Walked(met=self.met + other.met, moved=self.moved + other.moved)
 
 
 class Acts:
@@ -118,7 +130,7 @@ class Acts:
 
     async def finish_cancelling(self, job_id: JobId) -> None:
         """Cancel the tasks of a job that is flagged, some at a time."""
-        while await self._walk_job(job_id, _UNSETTLED, _cancel):
+        while (await self._walk_job(job_id, _UNSETTLED, _cancel)).met:
             pass  # once more: one may have moved to a state that was passed already
         await self._flag(job_id, cancelling=False)
 
@@ -182,7 +194,7 @@ class Acts:
         for job_id in await self._found(sql.jobs_with_stray_tasks()):
             await self.finish_pausing(JobId(job_id))
         for key in await self._found(sql.keys_with_stray_tasks()):
-            await self._recall_key(key)
+            await self.recall_key(key)
         for job_id in await self._found(sql.buried()):
             await self.finish_deleting(JobId(job_id))
 
@@ -197,9 +209,10 @@ class Acts:
     async def pause_key(self, key: str) -> None:
         """Send no more tasks of a key, and take back those that lie in its queue."""
         await self._set_key(key, paused=True)
-        await self._recall_key(key)
+        await self.recall_key(key)
 
-    async def _recall_key(self, key: str) -> None:
+    async def recall_key(self, key: str) -> None:
+        """Take back what lies in a key's queue; it is ready again, with the attempt it had."""
         await self._walk_key(key, _SENT, _recall)
 
     async def resume_key(self, key: str) -> None:
@@ -208,7 +221,7 @@ class Acts:
     async def retry_key(self, key: str, number: int) -> int:
         """Run again the tasks of a key that failed with a number; returns how many."""
         states = (TaskState.CANCELLED, TaskState.FAILED)
-        return await self._walk_key(key, states, _again, outcome=number)
+        return (await self._walk_key(key, states, _again, outcome=number)).moved
 
     async def _set_key(self, key: str, *, paused: bool) -> None:
         async def unit(connection: AsyncConnection) -> None:
@@ -219,41 +232,52 @@ class Acts:
 
     # --- walking ------------------------------------------------------------------------
 
-    async def _walk_job(self, job_id: JobId, states: Iterable[TaskState], act: _Act) -> int:
-        """Do an act to the tasks of a job that are in some states; returns how many."""
-        walked = 0
+    async def _walk_job(self, job_id: JobId, states: Iterable[TaskState], act: _Act) -> _Walked:
+        """Do an act to the tasks of a job that are in some states."""
+        walked = _Walked()
         for state in states:
-            walked += await self._walk(partial(sql.tasks_of_job, job_id, state), act)
+            some = partial(sql.tasks_of_job, job_id, state)
+            walked += await self._walk(some, partial(sql.those_still, state=state), act)
         return walked
 
     async def _walk_key(
         self, key: str, states: Iterable[TaskState], act: _Act, *, outcome: int | None = None
-    ) -> int:
-        walked = 0
+    ) -> _Walked:
+        walked = _Walked()
         for state, rank in product(states, range(MAX_PRIORITY + 1)):
-            some = partial(sql.tasks_of_key, key, state, rank, outcome)
-            walked += await self._walk(some, act)
+            some = partial(sql.tasks_of_key, key, state, rank)
+            still = partial(sql.those_still, state=state, outcome=outcome)
+            walked += await self._walk(some, still, act)
         return walked
 
-    async def _walk(self, some_after: Callable[[int, int], sa.Select[Any]], act: _Act) -> int:
-        """Do an act to tasks, some at a time from the first to the last; returns how many.
+    async def _walk(
+        self,
+        some_after: Callable[[int, int], sa.Select[Any]],
+        those_still: Callable[[Sequence[int]], sa.Select[Any]],
+        act: _Act,
+    ) -> _Walked:
+        """Do an act to tasks, some at a time from the first to the last.
 
         Never back to the first: what is retried can fail again faster than the walk takes.
         """
-        walked, place = 0, -1
+        walked, place = _Walked(), -1
 
-        async def unit(connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
-            rows: Sequence[sa.Row[Any]]
-            rows = (await connection.execute(some_after(place, _SOME))).all()
+        async def unit(connection: AsyncConnection) -> tuple[int, _Walked]:
+            found = (await connection.execute(some_after(place, _SOME))).all()
+            if not found:
+                return place, _Walked()
+            rows = (await connection.execute(those_still([row.id for row in found]))).all()
             if rows:
                 tally = Tally()
                 await act(connection, rows, tally)
                 await tally.write(connection)
-            return rows
+            return found[-1].place, _Walked(met=len(found), moved=len(rows))
 
-        while rows := await self._store.write(unit):
-            walked, place = walked + len(rows), rows[-1].place
-        return walked
+        while True:
+            place, step = await self._store.write(unit)
+            if not step.met:
+                return walked
+            walked += step
 
     async def _flag(self, job_id: JobId, **flags: bool) -> None:
         async def unit(connection: AsyncConnection) -> None:
@@ -299,11 +323,12 @@ async def _start_over(
         tally.move(row.job_id, TaskState(row.state), state, allow_failure=bool(row.allow_failure))
 
 
-async def _close_attempts(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> None:
-    """What was under way ends here, whatever its worker may still answer."""
+async def _close_attempts(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> bool:
+    """What was under way ends here, whatever its worker may still answer; whether any was."""
     under_way = [row for row in rows if TaskState(row.state) in _AT_WORK]
     if under_way:
         await connection.execute(recording.add_attempts(), [_closed(row) for row in under_way])
+    return bool(under_way)
 
 
 def _closed(row: sa.Row[Any]) -> dict[str, Any]:
@@ -312,7 +337,7 @@ def _closed(row: sa.Row[Any]) -> dict[str, Any]:
         "number": row.attempt,
         "worker": row.worker,
         "outcome": 499,
-        "message": "superseded or cancelled",
+        "message": sql.CUT,
         "queued_at": row.queued_at,
         "started_at": row.started_at,
         "finished_at": row.now,
@@ -321,7 +346,8 @@ def _closed(row: sa.Row[Any]) -> dict[str, Any]:
 
 
 async def _cancel(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> None:
-    await _close_attempts(connection, rows)
+    if await _close_attempts(connection, rows):
+        await connection.execute(sql.note_cut(sorted({row.job_id for row in rows})))
     await connection.execute(sql.cancel([row.id for row in rows]))
     for row in rows:
         tally.move(row.job_id, TaskState(row.state), TaskState.CANCELLED)

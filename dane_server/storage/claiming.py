@@ -1,4 +1,10 @@
-"""Takes tasks for sending, inside a transaction."""
+"""Takes tasks for sending, inside a transaction.
+
+Whoever claims tasks of a key holds the key's row until the commit: two runners that counted
+the same window at once would both fill it. Rows are locked in this order everywhere: tasks,
+jobs, keys. A claim takes keys before tasks, but no task that another holds, and so waits for
+none.
+"""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -19,9 +25,11 @@ async def claim_ready(
 ) -> list[Claim]:
     """Claim the most urgent tasks of each key, as far as its window has room."""
     claims: list[Claim] = []
-    for key in (await connection.scalars(sql.keys_ready())).all():
+    for key in sorted(await connection.scalars(sql.keys_ready())):
         if len(claims) >= limit:
             break
+        if not await _held(connection, [key]):
+            continue  # paused a moment ago
         sent = (await connection.scalars(sql.sent_of_key(key, window))).one()
         room = min(window - sent, limit - len(claims))
         if room > 0:
@@ -58,9 +66,11 @@ async def claim_along(
     claims: list[Claim] = []
     for row in await connection.execute(sql.claimable(ready)):
         claims.append(_claim(row))
-        rooms[row.task_key] = window
+        rooms[row.task_key] = 0
+    held = await _held(connection, sorted(rooms))
     for key in rooms:
-        rooms[key] -= (await connection.scalars(sql.sent_of_key(key, window))).one()
+        sent = (await connection.scalars(sql.sent_of_key(key, window))).one()
+        rooms[key] = window - sent if key in held else 0
     fitting: list[Claim] = []
     for claim in claims:
         if rooms[claim.key] > 0:
@@ -70,6 +80,15 @@ async def claim_along(
         ids = sorted(claim.task_id for claim in fitting)
         await connection.execute(sql.claim(ids, lease.total_seconds()))
     return fitting
+
+
+async def _held(connection: AsyncConnection, keys: Sequence[str]) -> frozenset[str]:
+    """Hold the windows of some keys, given in order; returns those that are not paused."""
+    rows = (await connection.execute(sql.hold_keys(keys))).all()
+    if missing := sorted(set(keys).difference(row.task_key for row in rows)):
+        await connection.execute(sql.add_keys(), [{"task_key": key} for key in missing])
+        rows = (await connection.execute(sql.hold_keys(keys))).all()
+    return frozenset(row.task_key for row in rows if not row.paused)
 
 
 def tickets(claims: Sequence[Claim]) -> list[tuple[int, int]]:

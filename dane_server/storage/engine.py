@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -64,6 +64,14 @@ class Store:
         """The engine that may write; for migrations and tests."""
         return self._writes
 
+    @property
+    def connections(self) -> Mapping[str, int]:
+        """How many connections are in use, by what they are for."""
+        pools = {"writes": self._writes.pool, "reads": self._reads.pool}
+        return {
+            use: pool.checkedout() for use, pool in pools.items() if isinstance(pool, sa.QueuePool)
+        }
+
     async def write(self, unit: Unit[T]) -> T:
         """Run a unit of work in one transaction: all of it happens, or nothing.
 
@@ -75,7 +83,10 @@ class Store:
         return await self._shielded(self._write(unit))
 
     async def read(self, unit: Unit[T]) -> T:
-        """Run queries that see one state of the store each. Raises: StoreUnreachable."""
+        """Run queries that see one state of the store each; again, where a connection is lost.
+
+        Raises: StoreUnreachable.
+        """
         return await self._shielded(self._read(unit))
 
     @asynccontextmanager
@@ -121,7 +132,7 @@ class Store:
                     result = await unit(connection)
                     stage.committing = True
             except _FAULTS as fault:
-                if tried == _TRIES or not stage.is_worth_again(fault, tried):
+                if not stage.is_worth_again(fault, tried):
                     raise stage.explained(fault) from fault
             else:
                 return result
@@ -131,11 +142,16 @@ class Store:
 
     async def _read(self, unit: Unit[T]) -> T:
         deadline = asyncio.get_running_loop().time() + _UNIT_SECONDS
-        try:
-            async with self._connected(self._reads, deadline) as connection:
-                return await unit(connection)
-        except _FAULTS as fault:
-            raise _explained(fault) from fault
+        for tried in range(1, _TRIES + 1):
+            stage = _Stage()
+            try:
+                async with self._connected(self._reads, deadline) as connection:
+                    stage.begun = True
+                    return await unit(connection)
+            except _FAULTS as fault:
+                if not stage.is_worth_again(fault, tried):
+                    raise stage.explained(fault) from fault
+        raise AssertionError("unreachable")
 
     @asynccontextmanager
     async def _connected(
@@ -162,8 +178,9 @@ class _Stage:
         """Whether it was rolled back, and may go better now."""
         if not isinstance(fault, DBAPIError) or self._is_unknown(fault):
             return False
-        lost = fault.connection_invalidated and self.begun and tried < _TRIES_OF_A_LOST
-        return lost or _is_conflict(fault)
+        if fault.connection_invalidated:
+            return self.begun and tried < _TRIES_OF_A_LOST
+        return _is_conflict(fault) and tried < _TRIES
 
     def explained(self, fault: Exception) -> Exception:
         if self._is_unknown(fault):
@@ -253,6 +270,8 @@ def _mariadb(url: str, *, size: int) -> AsyncEngine:
         cursor = connection.cursor()
         cursor.execute(
             f"SET SESSION max_statement_time={_STATEMENT_SECONDS}, innodb_lock_wait_timeout=3, "
+            # A process that is frozen, or cut off unseen, loses its locks.
+            f"idle_transaction_timeout={_STATEMENT_SECONDS}, "
             "time_zone='+00:00', sql_mode='STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'"
         )
         cursor.close()

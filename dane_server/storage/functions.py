@@ -83,3 +83,33 @@ def insert_missing(table: sa.Table) -> sa.Insert:
         .prefix_with("IGNORE", dialect="mariadb")
         .prefix_with("OR IGNORE", dialect="sqlite")
     )
+
+
+class CountingInsert(sa.Insert):
+    """An insert of counted things: of a row that is there, `times` grows by that of the new one.
+
+    Its other columns are set to the new values.
+    """
+
+    inherit_cache = True
+
+
+@compiles(CountingInsert)
+def _counting_insert(element: CountingInsert, compiler: SQLCompiler, **kw: Any) -> str:
+    others = [f"{name} = VALUES({name})" for name in _not_key(element) if name != "times"]
+    changes = ", ".join(["times = times + VALUES(times)", *others])
+    inserted: str = compiler.visit_insert(element, **kw)  # type: ignore[no-untyped-call]
+    return f"{inserted} ON DUPLICATE KEY UPDATE {changes}"
+
+
+@compiles(CountingInsert, "sqlite")
+def _counting_insert_sqlite(element: CountingInsert, compiler: SQLCompiler, **kw: Any) -> str:
+    key = ", ".join(column.name for column in element.table.primary_key)
+    others = [f"{name} = excluded.{name}" for name in _not_key(element) if name != "times"]
+    changes = ", ".join(["times = times + excluded.times", *others])
+    inserted: str = compiler.visit_insert(element, **kw)  # type: ignore[no-untyped-call]
+    return f"{inserted} ON CONFLICT ({key}) DO UPDATE SET {changes}"
+
+
+def _not_key(element: CountingInsert) -> list[str]:
+    return [column.name for column in element.table.columns if not column.primary_key]

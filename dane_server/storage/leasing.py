@@ -1,7 +1,8 @@
 """Takes tasks back from workers that are lost, inside a transaction."""
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
 import orjson
 import sqlalchemy as sa
@@ -13,8 +14,13 @@ from dane_server.storage.statements import lease as sql
 from dane_server.storage.statements import recording
 from dane_server.storage.tally import Tally
 
+#: A task that may have ended its worker is let start again this often.
+STARTS: Final = 3
+#: What may run at a worker stays with it for so long without a word of it.
+PATIENCE: Final = timedelta(seconds=60)
+
 #: The number that a lost attempt is kept with.
-_LOST = 500
+_LOST: Final = 500
 
 
 async def lose_attempts(

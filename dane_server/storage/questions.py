@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from dane_core.states import FACES, JobStatus, TaskState
 from dane_server.storage.functions import json_text, later, now
-from dane_server.storage.tables import answers, attempts, edges, jobs, task_keys, tasks
+from dane_server.storage.tables import answers, attempts, edges, jobs, rejected, task_keys, tasks
 from dane_server.storage.tables import workers as worker_table
 from dane_server.storage.view import JobQuery
 
@@ -160,6 +160,14 @@ def page_of_tasks(
 
 def attempts_of(task_id: int) -> sa.Select[Any]:
     return sa.select(attempts).where(attempts.c.task_id == task_id).order_by(attempts.c.number)
+
+
+def rejected_of(task_id: int) -> sa.Select[Any]:
+    return (
+        sa.select(rejected)
+        .where(rejected.c.task_id == task_id)
+        .order_by(rejected.c.attempt, rejected.c.reason)
+    )
 
 
 def answer_of(task_id: int) -> sa.Select[Any]:

@@ -24,6 +24,8 @@ from dane_server.storage.view import (
     JobView,
     KeyState,
     Page,
+    Rejected,
+    RejectedState,
     Situation,
     TaskView,
     Upstream,
@@ -125,11 +127,13 @@ class Reader:
             task = await _one_task(connection, task_id)
             attempts = await connection.execute(ask.attempts_of(task_id))
             body = (await connection.scalars(ask.answer_of(task_id))).one_or_none()
+            refused = await connection.execute(ask.rejected_of(task_id))
             return TaskView(
                 task=task,
                 job=await _job_of_task(connection, task),
                 attempts=[_attempt(row) for row in attempts],
                 answer=orjson.loads(body) if body else None,
+                rejected=[_rejected(row) for row in refused],
             )
 
         return await self._store.read(unit)
@@ -365,6 +369,16 @@ def _attempt(row: sa.Row[Any]) -> Attempt:
         started_at=_maybe_utc(row.started_at),
         finished_at=_utc(row.finished_at),
         runtime=row.runtime,
+    )
+
+
+def _rejected(row: sa.Row[Any]) -> RejectedState:
+    return RejectedState(
+        attempt=row.attempt,
+        reason=Rejected(row.reason),
+        times=row.times,
+        worker=row.worker,
+        last_at=_utc(row.last_at),
     )
 
 

@@ -1,7 +1,7 @@
 """Writes down how attempts ended and lets go what waited for them, inside a transaction."""
 
-from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,12 +16,13 @@ from dane_core.states import IN_FLIGHT, TaskState, outcome_number, outcome_state
 from dane_server.storage.chunk import ROWS, chunks, fitting
 from dane_server.storage.claiming import claim_along
 from dane_server.storage.functions import later
+from dane_server.storage.rejecting import count_rejections
 from dane_server.storage.release import release
 from dane_server.storage.statements import dispatch
 from dane_server.storage.statements import recording as sql
 from dane_server.storage.statements.lease import NO_STARTS, NOT_LEASED
 from dane_server.storage.tally import Tally
-from dane_server.storage.view import Recorded
+from dane_server.storage.view import Recorded, Rejected, Rejection
 
 
 async def record(
@@ -37,35 +38,24 @@ async def record(
         job.id: job.started_at
         for job in await connection.execute(sql.living_jobs({row.job_id for row in rows.values()}))
     }
-    valid: dict[int, Ending] = {}
-    late: list[Answer] = []
-    for answer in answers:
-        row = rows.get(answer.ticket.task_id)
-        if row is None or row.id in valid or not _is_current(row, answer, living):
-            late.append(answer)
-        else:
-            valid[row.id] = Ending(row, answer)
+    valid, late = _sorted_out(answers, rows, living)
     tally = Tally()
     ready = await settle(connection, list(valid.values()), tally) if valid else []
     # Whoever sent them may have died before it could write down that it did.
     jobs = {one.row.job_id for one in valid.values() if not living[one.row.job_id]}
     if jobs:
         await connection.execute(dispatch.start_jobs(sorted(jobs)))
+    await tally.write(connection)  # jobs are locked before keys: see `claiming`
     claims = await claim_along(connection, ready[:ROWS], window, lease)
-    await tally.write(connection)
+    rejections = [_rejection(answer, reason) for answer, reason in late]
+    known = {row.id: row.attempt for row in rows.values() if row.job_id in living}
+    await count_rejections(connection, rejections, known)
     return Recorded(
         settled={TaskId(task_id): one.state for task_id, one in valid.items()},
-        late=late,
+        late=[answer for answer, _ in late],
+        reasons=Counter(reason for _, reason in late),
         ready=[TaskId(task_id) for task_id in ready],
         claims=claims,
-    )
-
-
-def _is_current(row: sa.Row[Any], answer: Answer, living: Container[int]) -> bool:
-    return (
-        row.attempt == answer.ticket.attempt
-        and TaskState(row.state) in IN_FLIGHT
-        and row.job_id in living
     )
 
 
@@ -102,6 +92,29 @@ class Ending:
         if self.answer.runtime is None:
             return self.row.started_at
         return self.row.now - timedelta(seconds=min(max(self.answer.runtime, 0.0), 1e9))
+
+
+def _sorted_out(
+    answers: Sequence[Answer], rows: Mapping[int, sa.Row[Any]], living: Container[int]
+) -> tuple[dict[int, Ending], list[tuple[Answer, Rejected]]]:
+    """The answers that count, by task; and the others, each with why it does not."""
+    valid: dict[int, Ending] = {}
+    late: list[tuple[Answer, Rejected]] = []
+    for answer in answers:
+        row = rows.get(answer.ticket.task_id)
+        if row is None or row.job_id not in living:
+            late.append((answer, Rejected.GONE))
+        elif row.attempt != answer.ticket.attempt:
+            late.append((answer, Rejected.STALE))
+        elif row.id in valid or TaskState(row.state) not in IN_FLIGHT:
+            late.append((answer, Rejected.SETTLED))
+        else:
+            valid[row.id] = Ending(row, answer)
+    return valid, late
+
+
+def _rejection(answer: Answer, reason: Rejected) -> Rejection:
+    return Rejection(ticket=answer.ticket, worker=answer.worker, reason=reason)
 
 
 def found_out(row: sa.Row[Any], number: int, message: str) -> Ending:

@@ -3,10 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from dane_core.job import Attempt, Job, JobId, Task, TaskId
-from dane_core.message import Answer, Offer
+from dane_core.message import (
+    Answer,
+    Heartbeat,
+    Leased,
+    Offer,
+    Progress,
+    Released,
+    Started,
+    Ticket,
+)
 from dane_core.spec import JobSpec
 from dane_core.states import JobStatus, TaskState
 from dane_server.graph import Graph
@@ -45,14 +55,35 @@ class Page:
     next: str | None
 
 
+class Rejected(StrEnum):
+    """Why an answer was not recorded."""
+
+    STALE = "stale"  # of an attempt that is not the current one
+    SETTLED = "settled"  # the task had one already, or was cancelled
+    GONE = "gone"  # there is no such task any more
+    FORGED = "forged"  # its token is not ours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedState:
+    """Answers of one attempt that were not recorded, counted. Attempt 0: none that ever was."""
+
+    attempt: int
+    reason: Rejected
+    times: int
+    worker: str | None  # the last one
+    last_at: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskView:
-    """A task with its job, the attempts that ended, and its answer."""
+    """A task with its job, the attempts that ended, its answer, and what was not recorded."""
 
     task: Task
     job: Job
     attempts: Sequence[Attempt]
     answer: Mapping[str, Any] | None
+    rejected: Sequence[RejectedState]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,10 +194,42 @@ class JobHead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A report that changed nothing, and why."""
+
+    ticket: Ticket
+    worker: str | None
+    reason: Rejected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
     """What became of a batch of answers."""
 
     settled: Mapping[TaskId, TaskState]
     late: Sequence[Answer]  # duplicates, superseded attempts, tasks settled or deleted before
+    reasons: Mapping[Rejected, int]  # how many of the late ones for each
     ready: Sequence[TaskId]  # what they were holding up
     claims: Sequence[Claim]  # those of them that were taken for sending along the way
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What workers say, in one batch, of attempts that go on or were handed back."""
+
+    started: Sequence[Started] = ()
+    leased: Sequence[Leased] = ()
+    heartbeats: Sequence[Heartbeat] = ()
+    progress: Sequence[Progress] = ()
+    released: Sequence[Released] = ()
+
+    def __bool__(self) -> bool:
+        return any((self.started, self.leased, self.heartbeats, self.progress, self.released))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zombie:
+    """A worker at work on what is not its own any more, and where it listens."""
+
+    inbox: str
+    ticket: Ticket

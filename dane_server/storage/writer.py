@@ -1,21 +1,41 @@
 """Everything that changes the store in the ordinary course: each method is one transaction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.errors import DaneError
-from dane_core.message import Answer, Ask, Hello, Offer, Progress, Released, Started
-from dane_core.states import SENT, TaskState
+from dane_core.message import (
+    Answer,
+    Ask,
+    Gone,
+    Heartbeat,
+    Hello,
+    Leased,
+    Progress,
+    Released,
+    Started,
+)
 from dane_server.storage.claiming import claim_ready, tickets
 from dane_server.storage.engine import Store
+from dane_server.storage.judging import judge
+from dane_server.storage.leasing import PATIENCE, STARTS
+from dane_server.storage.presence import lose_workers, note_news, see_workers
 from dane_server.storage.recording import record
+from dane_server.storage.rejecting import count_forged
 from dane_server.storage.statements import dispatch, presence
-from dane_server.storage.submission import store_jobs, written
-from dane_server.storage.view import Claim, NewJob, Recorded, Submitted
+from dane_server.storage.submission import store_jobs
+from dane_server.storage.view import (
+    Claim,
+    NewJob,
+    News,
+    Recorded,
+    Rejection,
+    Submitted,
+    Zombie,
+)
 
 
 class Writer:
@@ -80,6 +100,10 @@ class Writer:
             lambda connection: record(connection, answers, window=window, lease=lease)
         )
 
+    async def count_forged(self, forged: Sequence[Rejection]) -> None:
+        """Count reports whose token is not ours; nothing else becomes of them."""
+        await self._store.write(lambda connection: count_forged(connection, forged))
+
     # --- what workers say ---------------------------------------------------------------
 
     async def note_reports(
@@ -87,73 +111,58 @@ class Writer:
         started: Sequence[Started],
         progress: Sequence[Progress],
         released: Sequence[Released],
-    ) -> None:
-        """Write down who runs what and how far, and take back what was handed back."""
+        *,
+        leased: Sequence[Leased] = (),
+        heartbeats: Sequence[Heartbeat] = (),
+        patience: timedelta = PATIENCE,
+    ) -> Sequence[Zombie]:
+        """Write down who runs what and how far, and take back what was handed back.
 
-        async def unit(connection: AsyncConnection) -> None:
-            for start in started:
-                await connection.execute(
-                    presence.mark_running(
-                        start.ticket.task_id, start.ticket.attempt, start.worker, start.runtime
-                    )
-                )
-            for step in progress:
-                await connection.execute(
-                    presence.note_progress(
-                        step.ticket.task_id, step.ticket.attempt, step.fraction, step.message
-                    )
-                )
-            for back in released:
-                ticket = back.ticket
-                await connection.execute(
-                    presence.take_back(ticket.task_id, ticket.attempt, ticket.dispatch, back.delay)
-                )
-
-        await self._store.write(unit)
-
-    async def judge(self, asks: Sequence[Ask]) -> list[str]:
-        """Whether each ticket may still run: "" for yes, or why not.
-
-        A ticket that is refused is dropped. So what was sent before its job was paused is
-        taken back here: no other message would bring it to a worker after the pause.
+        What a worker has begun without our knowing stays with it for `patience` without a
+        word. Returns who works on what is not theirs any more.
         """
+        news = News(
+            started=started,
+            leased=leased,
+            heartbeats=heartbeats,
+            progress=progress,
+            released=released,
+        )
+        return await self._store.write(
+            lambda connection: note_news(connection, news, patience.total_seconds())
+        )
 
-        async def unit(connection: AsyncConnection) -> list[str]:
-            ids = sorted({ask.ticket.task_id for ask in asks})
-            rows = {row.id: row for row in await connection.execute(presence.asked_about(ids))}
-            return [_objection(rows.get(ask.ticket.task_id), ask) for ask in asks]
+    async def judge(
+        self, asks: Sequence[Ask], *, limit: int = STARTS, patience: timedelta = PATIENCE
+    ) -> list[str]:
+        """Whether each ticket may run: "" for yes, or why not.
 
-        objections = await self._store.read(unit)
-        dropped = [
-            Released(ticket=ask.ticket, worker=ask.worker)
-            for ask, objection in zip(asks, objections, strict=True)
-            if objection == _PAUSED
-        ]
-        if dropped:
-            await self.note_reports([], [], dropped)
-        return objections
+        A task is let start again `limit` times; what a living worker has stays with it, for
+        `patience` without a word. A ticket that is refused is dropped. So what was sent
+        before its job was paused is taken back here.
+        """
+        return await self._store.write(
+            lambda connection: judge(
+                connection, asks, limit=limit, patience=patience.total_seconds()
+            )
+        )
 
     async def see_workers(self, hellos: Sequence[Hello]) -> frozenset[str]:
         """Note which workers are here, what they offer and run; returns the paused keys."""
-
-        async def unit(connection: AsyncConnection) -> frozenset[str]:
-            for hello in hellos:
-                seen = await connection.execute(
-                    presence.see_worker(hello.worker).values(running=_running(hello))
-                )
-                if seen.rowcount == 0:
-                    await connection.execute(presence.add_worker().values(**_worker_row(hello)))
-                if hello.fresh or seen.rowcount == 0:
-                    await _note_offers(connection, hello.offers)
-            return frozenset(await connection.scalars(dispatch.paused_keys()))
-
-        return await self._store.write(unit)
+        return await self._store.write(lambda connection: see_workers(connection, hellos))
 
     async def forget_worker(self, worker: str) -> None:
         async def unit(connection: AsyncConnection) -> None:
-            await connection.execute(presence.forget_worker(worker))
+            await connection.execute(presence.forget_workers([worker]))
 
         await self._store.write(unit)
+
+    async def lose_workers(self, gone: Sequence[Gone], *, limit: int = STARTS) -> int:
+        """Forget workers that ended, and begin anew what was leased to them; returns how many.
+
+        A task that has ended `limit` workers fails.
+        """
+        return await self._store.write(lambda connection: lose_workers(connection, gone, limit))
 
     async def route_again(self, keys: Sequence[str]) -> int:
         """A worker has bound these keys: what waited for one is ready. Returns how many."""
@@ -177,50 +186,3 @@ class Writer:
 
 #: Somebody looks at a queued task again after this long, should nothing else have happened.
 _HORIZON: Final = timedelta(hours=1)
-
-
-_PAUSED: Final = "the job was paused"
-
-
-def _objection(row: sa.Row[Any] | None, ask: Ask) -> str:
-    if row is None:
-        return "the job was deleted"
-    ticket = ask.ticket
-    if row.attempt != ticket.attempt:
-        return f"attempt {ticket.attempt} was superseded by attempt {row.attempt}"
-    if row.paused or row.cancelling:
-        return _PAUSED if row.paused else "the job is being cancelled"
-    state = TaskState(row.state)
-    if state not in SENT and state is not TaskState.RUNNING:
-        return f"the task is {state}"
-    return "" if row.dispatch == ticket.dispatch else "the task was sent again since"
-
-
-def _worker_row(hello: Hello) -> Mapping[str, Any]:
-    return {
-        "id": hello.worker,
-        "host": hello.host,
-        "pid": hello.pid,
-        "slots": hello.slots,
-        "inbox": hello.inbox,
-        "task_keys": written([offer.key for offer in hello.offers]),
-        "running": _running(hello),
-    }
-
-
-def _running(hello: Hello) -> str:
-    return written([ticket.task_id for ticket in hello.running])
-
-
-async def _note_offers(connection: AsyncConnection, offers: Sequence[Offer]) -> None:
-    for offer in offers:
-        body = written(
-            {
-                "types": offer.types,
-                "description": offer.description,
-                "args_schema": offer.args_schema,
-                "version": offer.version,
-            }
-        )
-        await connection.execute(presence.add_task_keys().values(task_key=offer.key))
-        await connection.execute(presence.change_task_key(offer.key).values(offer=body))

@@ -176,7 +176,7 @@ async def test_a_wrong_password_is_told(amqp_url: str) -> None:
 async def test_an_unknown_virtual_host_is_told(amqp_url: str) -> None:
     url = urlsplit(amqp_url)._replace(path="/nowhere").geturl()
 
-    with pytest.raises(ExchangeUnreachable, match="nowhere"):
+    with pytest.raises(ExchangeUnreachable, match="vhost nowhere not found"):
         async with connect(url):
             pass
 
@@ -485,7 +485,9 @@ async def test_a_consumer_that_rests_or_is_full_is_not_taken_for_a_deaf_one(
             [last] = await take(retired, 1)
             await retired.ack_last(last)
             for _ in range(20):  # checks go on meanwhile, over the same connection
-                assert await exchange.depth(queue) == Depth(waiting=2, consumers=1)
+                depth = await exchange.depth(queue)
+                assert depth is not None
+                assert depth.waiting == 2
                 await asyncio.sleep(OFTEN.total_seconds() / 2)
 
             assert exchange.cures == 0

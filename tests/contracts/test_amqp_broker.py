@@ -3,19 +3,40 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import aiormq
 import pytest
 
 from dane_core.exchange.amqp import AmqpExchange, connect
 from dane_core.exchange.base import Depth, Fate
-from tests.contracts.steps import PATIENCE, Names, exchange_names, letter, routed, take, texts
+from tests.contracts.steps import (
+    PATIENCE,
+    Names,
+    eventually,
+    exchange_names,
+    letter,
+    routed,
+    take,
+    texts,
+)
 from tests.services.proxy import proxy_to
 from tests.services.rabbitmq import Broker
 
 pytestmark = pytest.mark.services
 
 COMING_BACK = 4 * PATIENCE
+#: In one go: each command takes the better part of a second.
+_ANOTHER_PASSWORD = """
+    ok = rabbit_auth_backend_internal:change_password(<<"dane">>, <<"another">>, <<"a test">>),
+    rabbit_networking:close_all_connections("the password was changed").
+"""
+_ANOTHER_HOST = """
+    ok = rabbit_vhost:delete(<<"dane-test">>, <<"a test">>),
+    ok = rabbit_vhost:add(<<"dane-test">>, <<"a test">>),
+    rabbit_auth_backend_internal:set_permissions(
+        <<"dane">>, <<"dane-test">>, <<".*">>, <<".*">>, <<".*">>, <<"a test">>).
+"""
 
 
 @pytest.fixture
@@ -29,7 +50,7 @@ async def exchange(broker: Broker, names: Names) -> AsyncIterator[AmqpExchange]:
         yield exchange
 
 
-async def _while_away(exchange: AmqpExchange, act: Callable[[], None]) -> None:
+async def _while_away(exchange: AmqpExchange, act: Callable[[], object]) -> None:
     """Do something to the broker, and wait until the exchange has told that all is back."""
     back = exchange.reconnections()
     await asyncio.to_thread(act)
@@ -170,6 +191,81 @@ async def test_results_are_consumed_while_publishing_is_blocked(
         assert texts([late]) == ["blocked"]
         assert exchange.blocked == ""
         assert await exchange.send(queue, [letter("free")]) == routed(1)
+
+
+async def test_a_full_queue_refuses_and_takes_again(
+    exchange: AmqpExchange, broker: Broker, queue: str
+) -> None:
+    """Refused is not unknown: it has not arrived, and the next message may be taken."""
+    await exchange.declare_queue(queue, ["*.FULL"])
+    await exchange.declare_queue(f"{queue}-free", ["*.FREE"])
+    limit = '{"max-length": 2, "overflow": "reject-publish"}'
+    await asyncio.to_thread(
+        broker.control, "set_policy", "-p", "dane-test", "full", f"^{queue}$", limit
+    )
+
+    fates = await exchange.publish(
+        [(f"x.{key}", letter(key)) for key in ("FULL", "FULL", "FULL", "FREE", "NOBODY")]
+    )
+
+    assert fates == [*routed(2), Fate.REFUSED, Fate.ROUTED, Fate.UNROUTABLE]
+    async with exchange.consume(queue, prefetch=1) as subscription:
+        await subscription.ack((await take(subscription, 1))[0])
+        assert await exchange.publish([("x.FULL", letter("again"))]) == routed(1)
+
+
+async def test_a_password_that_no_longer_works_is_told_and_works_again_once_it_does(
+    exchange: AmqpExchange, broker: Broker, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    password = urlsplit(broker.url).password or ""
+    await exchange.declare_queue(queue)
+
+    async def refused() -> bool:
+        return "ACCESS_REFUSED" in caplog.text
+
+    async with exchange.consume(queue, prefetch=1) as subscription:
+        back = exchange.reconnections()
+        await asyncio.to_thread(broker.control, "eval", _ANOTHER_PASSWORD)
+        await eventually(refused)
+        assert not exchange.connected
+        assert await exchange.send(queue, [letter()]) == [Fate.UNKNOWN]
+
+        await asyncio.to_thread(broker.control, "change_password", "dane", password)
+        async with asyncio.timeout(COMING_BACK):
+            await anext(back)
+
+        assert await exchange.send(queue, [letter("heard")]) == routed(1)
+        assert texts(await take(subscription, 1)) == ["heard"]
+    assert "the password was changed" in caplog.text
+    assert caplog.text.count("connected to RabbitMQ again") == 2
+    assert password not in caplog.text
+
+
+async def test_rights_that_were_taken_away_are_told_and_missed_until_they_are_back(
+    exchange: AmqpExchange, broker: Broker, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection stays: only what is not allowed any more fails."""
+    await exchange.declare_queue(queue)
+    await asyncio.to_thread(broker.control, "clear_permissions", "-p", "dane-test", "dane")
+    assert await exchange.send(queue, [letter()]) == [Fate.UNKNOWN]
+    assert "ACCESS_REFUSED - access to exchange" in caplog.text
+
+    rights = ("set_permissions", "-p", "dane-test", "dane", ".*", ".*", ".*")
+    await asyncio.to_thread(broker.control, *rights)
+
+    assert await exchange.send(queue, [letter()]) == routed(1)
+
+
+async def test_a_virtual_host_that_was_deleted_and_put_back_is_furnished_again(
+    exchange: AmqpExchange, broker: Broker, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await exchange.declare_queue(queue, ["*.OCR"])
+    async with exchange.consume(queue, prefetch=1) as subscription:
+        await _while_away(exchange, lambda: broker.control("eval", _ANOTHER_HOST))
+
+        assert await exchange.publish([("video.OCR", letter("new"))]) == routed(1)
+        assert texts(await take(subscription, 1)) == ["new"]
+    assert "vhost 'dane-test' is deleted" in caplog.text
 
 
 async def test_consuming_goes_on_after_the_broker_has_lost_its_patience(

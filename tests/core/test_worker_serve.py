@@ -632,6 +632,8 @@ async def test_health_says_whether_tasks_are_taken(caplog: pytest.LogCaptureFixt
         "keys": ["GATE"],
         "slots": 1,
         "running": 1,
+        "leased": [],
+        "last_heartbeat": None,
     }
     assert leaving.status_code == 503
     assert leaving.json()["status"] == "draining"

@@ -29,6 +29,8 @@ class Node:
     pending: int
     released: bool
     allow_failure: bool
+    leased: bool
+    beats: int
     newest_ended: int  # the highest number of its attempts that ended; 0 without one
     answered: int | None  # the attempt whose answer is kept
 
@@ -105,6 +107,8 @@ def _nodes(job_ids: Sequence[JobId]) -> sa.Select[Any]:
             tasks.c.pending,
             tasks.c.released,
             tasks.c.allow_failure,
+            tasks.c.leased,
+            tasks.c.beats,
             sa.func.coalesce(ended.scalar_subquery(), 0).label("newest_ended"),
             answers.c.attempt.label("answered"),
         )
@@ -123,6 +127,8 @@ def _node(row: sa.Row[Any]) -> Node:
         pending=row.pending,
         released=row.released,
         allow_failure=row.allow_failure,
+        leased=row.leased,
+        beats=row.beats,
         newest_ended=row.newest_ended,
         answered=row.answered,
     )
@@ -147,6 +153,7 @@ def faults_in(books: Books) -> list[str]:
         *_in_limbo(books),
         *_wrong_status(books),
         *_wrong_attempts(books),
+        *_wrong_leases(books),
     ]
 
 
@@ -222,6 +229,15 @@ def _wrong_attempts(books: Books) -> list[str]:
         if node.state is TaskState.SUCCEEDED and node.answered != node.attempt:
             wrong.append(f"{_named(node)}: has no answer of its attempt, but of {node.answered}")
     return wrong
+
+
+def _wrong_leases(books: Books) -> list[str]:
+    """Only what runs is on a lease."""
+    return [
+        f"{_named(node)}: leased {node.leased}, {node.beats} beats"
+        for node in books.nodes.values()
+        if (node.leased or node.beats) and node.state is not TaskState.RUNNING
+    ]
 
 
 def _named(node: Node) -> str:

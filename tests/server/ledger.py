@@ -7,7 +7,18 @@ from typing import Any
 
 from dane_core.errors import DaneError
 from dane_core.job import JobId, Task, TaskId
-from dane_core.message import Answer, Ask, Hello, Offer, Progress, Released, Started, Ticket
+from dane_core.message import (
+    Answer,
+    Ask,
+    Heartbeat,
+    Hello,
+    Leased,
+    Offer,
+    Progress,
+    Released,
+    Started,
+    Ticket,
+)
 from dane_core.spec import JobSpec, read_job
 from dane_core.states import SENT, JobStatus, TaskState
 from dane_server.graph import compile_graph
@@ -85,13 +96,23 @@ def progress(to: Claim, fraction: float, message: str = "") -> Progress:
     return Progress(ticket=ticket(to), fraction=fraction, message=message)
 
 
-def released(to: Claim, delay: float = 0.0) -> Released:
-    return Released(ticket=ticket(to), worker="w1", delay=delay)
+def released(to: Claim, delay: float = 0.0, worker: str = "w1") -> Released:
+    return Released(ticket=ticket(to), worker=worker, delay=delay)
 
 
-def ask(to: Claim | Ticket) -> Ask:
+def ask(to: Claim | Ticket, worker: str = "w1", *, redelivered: bool = False) -> Ask:
     held = to if isinstance(to, Ticket) else ticket(to)
-    return Ask(ticket=held, worker="w1", reply_to="inbox")
+    return Ask(ticket=held, worker=worker, reply_to="inbox", redelivered=redelivered)
+
+
+def leased(to: Claim | Ticket, worker: str = "w1", lease: float = 60.0) -> Leased:
+    held = to if isinstance(to, Ticket) else ticket(to)
+    return Leased(ticket=held, worker=worker, runtime=60.0, lease=lease)
+
+
+def heartbeat(*running: Claim | Ticket, worker: str = "w1", lease: float = 60.0) -> Heartbeat:
+    held = tuple(to if isinstance(to, Ticket) else ticket(to) for to in running)
+    return Heartbeat(worker=worker, running=held, lease=lease)
 
 
 def hello(*keys: str | Offer, worker: str = "w1", fresh: bool = True) -> Hello:

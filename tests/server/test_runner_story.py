@@ -376,7 +376,11 @@ async def test_what_cannot_be_read_is_parked_and_the_rest_recorded(office: Offic
     assert await waiting_in(office, RESPONSE_QUEUE) == 0
     async with office.exchange.consume(DEAD_QUEUE, prefetch=10) as dead:
         parked = await dead.take(10)
-    assert [delivery.envelope for delivery in parked] == noise
+    assert [delivery.envelope.body for delivery in parked] == [one.body for one in noise]
+    for delivery in parked:
+        headers = delivery.envelope.headers
+        assert str(headers["fault"]).startswith("BadMessage: ")
+        assert headers["from"] == RESPONSE_QUEUE
 
 
 HOSTILE = [
@@ -525,6 +529,9 @@ class _Losing:
             self._exchange.lost_acks -= 1
             raise ExchangeUnreachable("the connection was lost")
         await self._inner.ack_through(delivery)
+
+    async def ack_last(self, delivery: Delivery) -> None:
+        await self._inner.ack_last(delivery)
 
     async def nack(self, delivery: Delivery) -> None:
         await self._inner.nack(delivery)

@@ -5,8 +5,11 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.states import JobStatus, TaskState
+from dane_server.storage.acts import Acts
+from dane_server.storage.engine import Store
 from dane_server.storage.view import Claim
 from dane_server.storage.writer import Writer
 from tests.server.audit import audit
@@ -171,27 +174,91 @@ async def test_two_claimers_at_once_never_get_the_same_task(ledger: Ledger) -> N
 
 
 @pytest.mark.services
-async def test_a_claimer_passes_over_what_another_one_is_looking_at(
-    mariadb_store: object,
+async def test_two_runners_at_one_key_take_turns_and_its_window_stays_exact(
+    mariadb_store: Store,
 ) -> None:
-    """SKIP LOCKED: a slow runner holds nobody up."""
-    ledger = Ledger.of(mariadb_store)  # type: ignore[arg-type]
-    await ledger.submit(parallel(*["A"] * 4))
+    """The second cannot see what the first has not committed, so it would fill the window twice."""
+    ledger = Ledger.of(mariadb_store)
+    await ledger.submit(parallel(*["A"] * 9))
     holding = Holding(ledger.store)
-    slow = asyncio.create_task(Writer(holding).claim_ready(window=1000, limit=2, lease=LEASE))
+    first = asyncio.create_task(Writer(holding).claim_ready(window=3, limit=2, lease=LEASE))
     await holding.reached.wait()
-
-    quick = await asyncio.wait_for(ledger.claim(), 2)
+    second = asyncio.create_task(ledger.claim(window=3))
+    third = await ledger.submit("B")
 
     holding.go_on.set()
-    assert len(quick) == 2
-    assert not {claim.task_id for claim in quick} & {claim.task_id for claim in await slow}
+    assert len(await first) == 2
+    assert sorted(keys_of(await second) + keys_of(await ledger.claim(window=3))) == ["A", "B"]
+    assert await ledger.status(third) is JobStatus.ACCEPTED
 
 
 @pytest.mark.services
-async def test_jobs_are_accepted_while_a_claimer_looks_for_tasks(mariadb_store: object) -> None:
+async def test_what_follows_an_answer_waits_for_the_window_too(mariadb_store: Store) -> None:
+    """It is claimed along the way, by whoever records the answer."""
+    ledger = Ledger.of(mariadb_store)
+    await ledger.submit(parallel(*[sequence("A", "B")] * 6))
+    answered = await ledger.send()
+    half = [answer(claim) for claim in answered]
+    holding = Holding(ledger.store)
+    first = asyncio.create_task(Writer(holding).record(half[:3], window=4, lease=LEASE))
+    await holding.reached.wait()
+    second = asyncio.create_task(ledger.record(*half[3:], window=4))
+
+    holding.go_on.set()
+    assert len((await first).claims) == 3
+    assert len((await second).claims) == 1
+
+
+@pytest.mark.services
+async def test_answers_that_let_nothing_go_hold_no_window(mariadb_store: Store) -> None:
+    """The many of a fan-out: their recorders wait for no claimer, and no claimer for them."""
+    ledger = Ledger.of(mariadb_store)
+    await ledger.submit(parallel(*["A"] * 4))
+    claims = await ledger.send(limit=2)
+    holding = Holding(ledger.store)
+    claiming = asyncio.create_task(Writer(holding).claim_ready(window=9, limit=9, lease=LEASE))
+    await holding.reached.wait()
+
+    recorded = await asyncio.wait_for(ledger.record(*map(answer, claims), window=9), 2)
+
+    holding.go_on.set()
+    assert len(recorded.settled) == 2
+    assert len(await claiming) == 2
+
+
+@pytest.mark.services
+async def test_a_key_that_was_paused_a_moment_ago_is_passed_over(mariadb_store: Store) -> None:
+    """Who pauses takes back what was claimed before; what is claimed after would be forgotten."""
+    ledger = Ledger.of(mariadb_store)
+    await ledger.acts.resume_key("A")  # it is known
+    await ledger.submit("A")
+    holding = Holding(ledger.store)
+    pausing = asyncio.create_task(Acts(holding).pause_key("A"))
+    await holding.reached.wait()
+    claiming = asyncio.create_task(ledger.claim())
+    await _waits_for_a_lock(mariadb_store)
+
+    holding.go_on.set()
+    await pausing
+    assert await claiming == []
+
+
+async def _waits_for_a_lock(store: Store) -> None:
+    """Return once somebody does."""
+
+    async def unit(connection: AsyncConnection) -> int:
+        waiting = "SELECT COUNT(*) FROM information_schema.innodb_lock_waits"
+        return int((await connection.exec_driver_sql(waiting)).scalar_one())
+
+    async with asyncio.timeout(5):
+        while not await store.read(unit):  # noqa: ASYNC110 - the database tells nobody
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.services
+async def test_jobs_are_accepted_while_a_claimer_looks_for_tasks(mariadb_store: Store) -> None:
     """Under REPEATABLE READ the claimer's gap locks would make inserts wait."""
-    ledger = Ledger.of(mariadb_store)  # type: ignore[arg-type]
+    ledger = Ledger.of(mariadb_store)
     await ledger.submit(parallel(*["A"] * 4))
     holding = Holding(ledger.store)
     claiming = asyncio.create_task(Writer(holding).claim_ready(window=1000, limit=2, lease=LEASE))

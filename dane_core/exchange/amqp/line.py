@@ -14,7 +14,7 @@ from aiormq.abc import AbstractConnection
 from yarl import URL
 
 from dane_core.errors import ExchangeUnreachable
-from dane_core.exchange.amqp.alarm import Alarm, HeardTransport
+from dane_core.exchange.amqp.overheard import Overheard, OverheardTransport
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -41,12 +41,12 @@ class Line:
         self._name = name
         self._told = ""  # why there is no connection, as it was logged last
         self._leaving = False
-        self._alarm = Alarm()
+        self._overheard = Overheard()
         self._desk: Channel | None = None
         self._desk_free = asyncio.Lock()
         self._unfinished: set[asyncio.Task[Any]] = set()
         self._pause = _FIRST_PAUSE
-        connection.kwargs["transport_factory"] = HeardTransport(self._alarm)
+        connection.kwargs["transport_factory"] = OverheardTransport(self._overheard)
         connection.close_callbacks.add(self._wait_longer)
         connection.reconnect_callbacks.add(self._come_back)
 
@@ -57,7 +57,7 @@ class Line:
     @property
     def blocked(self) -> str:
         """Why the broker takes no messages over this connection; empty when it does."""
-        return self._alarm.reason if self.up else ""
+        return self._overheard.blocked if self.up else ""
 
     async def channel(self, *, confirms: bool = False) -> Channel:
         """Open a channel. Raises: ExchangeUnreachable."""
@@ -82,6 +82,14 @@ class Line:
         transport = self._connection.transport
         if transport is not None:
             await self._apart(_close_connection(transport.connection))
+
+    def explain(self, fault: BaseException | None) -> str:
+        """Why there is no connection: what the broker said last, or else what happened."""
+        if self._overheard.closed:
+            return self._overheard.closed
+        if fault is None or isinstance(fault, asyncio.CancelledError):
+            return "it fell silent"
+        return str(fault) or type(fault).__name__
 
     async def leave(self) -> None:
         """Close the connection for good, as far as that can still be done."""
@@ -133,8 +141,7 @@ class Line:
 
     def _tell(self, fault: BaseException | None) -> None:
         """Log why there is no connection: once, and not with every try."""
-        silent = fault is None or isinstance(fault, asyncio.CancelledError)
-        why = "it fell silent" if silent else str(fault) or type(fault).__name__
+        why = self.explain(fault)
         if self._told != why and not self._leaving:
             logger.warning("%s: no connection to RabbitMQ: %s; trying again", self._name, why)
             self._told = why
@@ -153,7 +160,7 @@ async def open_line(url: str, name: str, patience: float) -> AsyncIterator[Line]
                 await connection.connect(timeout=patience)
         except ExchangeUnreachable as fault:
             shown = address.with_password("***") if address.password else address
-            raise ExchangeUnreachable(f"no RabbitMQ at {shown}: {fault}") from fault
+            raise ExchangeUnreachable(f"no RabbitMQ at {shown}: {line.explain(fault)}") from fault
         yield line
     finally:
         await line.leave()

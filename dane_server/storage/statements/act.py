@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from dane_core.states import SENT, TaskState
 from dane_server.storage.functions import now
+from dane_server.storage.statements.lease import NO_STARTS, NOT_LEASED
 from dane_server.storage.tables import (
     answers,
     attempts,
@@ -14,11 +15,15 @@ from dane_server.storage.tables import (
     edges,
     jobs,
     once,
+    rejected,
     sources,
     task_keys,
     tasks,
     values_of,
 )
+
+#: What is said of an attempt that an act has taken away from its worker.
+CUT: Final = "superseded or cancelled"
 
 ACTED: Final = (
     tasks.c.id,
@@ -46,7 +51,7 @@ def one_task(task_id: int) -> sa.Select[Any]:
 def tasks_of_job(job_id: int, state: TaskState, after: int, limit: int) -> sa.Select[Any]:
     """Tasks of a job in a state, in order, those behind the `place` where one stopped."""
     return (
-        sa.select(*ACTED, tasks.c.seq.label("place"))
+        sa.select(tasks.c.id, tasks.c.seq.label("place"))
         .with_hint(tasks, "FORCE INDEX (task_job)", "mysql")
         .where(
             tasks.c.job_id == job_id,
@@ -56,19 +61,16 @@ def tasks_of_job(job_id: int, state: TaskState, after: int, limit: int) -> sa.Se
         )
         .order_by(tasks.c.seq)
         .limit(limit)
-        .with_for_update()
     )
 
 
-def tasks_of_key(
-    key: str, state: TaskState, rank: int, outcome: int | None, after: int, limit: int
-) -> sa.Select[Any]:
+def tasks_of_key(key: str, state: TaskState, rank: int, after: int, limit: int) -> sa.Select[Any]:
     """Tasks of a key in a state, those behind the `place` where one stopped.
 
-    One rank at a time: then the index gives them in order, and no others are locked.
+    One rank at a time: then the index gives them in order.
     """
-    chosen = (
-        sa.select(*ACTED, tasks.c.id.label("place"))
+    return (
+        sa.select(tasks.c.id, tasks.c.id.label("place"))
         .with_hint(tasks, "FORCE INDEX (task_ready)", "mysql")
         .where(
             tasks.c.state == state,
@@ -76,10 +78,25 @@ def tasks_of_key(
             tasks.c.rank == rank,
             tasks.c.id > after,
         )
+        .order_by(tasks.c.id)
+        .limit(limit)
+    )
+
+
+def those_still(ids: Sequence[int], state: TaskState, outcome: int | None = None) -> sa.Select[Any]:
+    """Those of some tasks that are in a state now, locked in the order of their ids.
+
+    By the primary key alone, as everybody locks them: who locks the entries of another index
+    first meets a recorder that has the row and wants the entry, in a deadlock.
+    """
+    still = (
+        sa.select(*ACTED)
+        .with_hint(tasks, "FORCE INDEX (PRIMARY)", "mysql")
+        .where(tasks.c.id.in_(ids), tasks.c.state == state)
     )
     if outcome is not None:
-        chosen = chosen.where(tasks.c.outcome == outcome)
-    return chosen.order_by(tasks.c.id).limit(limit).with_for_update()
+        still = still.where(tasks.c.outcome == outcome)
+    return still.order_by(tasks.c.id).with_for_update()
 
 
 def again(ids: Sequence[int], state: TaskState, message: str | None = None) -> sa.Update:
@@ -99,6 +116,8 @@ def again(ids: Sequence[int], state: TaskState, message: str | None = None) -> s
             queued_at=None,
             started_at=None,
             finished_at=None,
+            **NOT_LEASED,
+            **NO_STARTS,
         )
     )
 
@@ -108,7 +127,12 @@ def cancel(ids: Sequence[int]) -> sa.Update:
         sa.update(tasks)
         .where(tasks.c.id.in_(ids))
         .values(
-            state=TaskState.CANCELLED, outcome=499, message=None, due_at=None, finished_at=now()
+            state=TaskState.CANCELLED,
+            outcome=499,
+            message=None,
+            due_at=None,
+            finished_at=now(),
+            **NOT_LEASED,
         )
     )
 
@@ -120,6 +144,11 @@ def recall(ids: Sequence[int]) -> sa.Update:
         .where(tasks.c.id.in_(ids), tasks.c.state.in_(values_of(SENT)))
         .values(state=TaskState.READY, dispatch=tasks.c.dispatch + 1, due_at=now())
     )
+
+
+def note_cut(job_ids: Sequence[int]) -> sa.Update:
+    """Work on these jobs was taken away from workers just now; it may go on for a while."""
+    return sa.update(jobs).where(jobs.c.id.in_(job_ids)).values(cut_at=now())
 
 
 def flag_job(job_id: int, **flags: bool) -> sa.Update:
@@ -196,4 +225,5 @@ def drop_tasks(ids: Sequence[int]) -> Sequence[sa.Delete]:
         sa.delete(edges).where(edges.c.src.in_(ids)),
         sa.delete(attempts).where(attempts.c.task_id.in_(ids)),
         sa.delete(answers).where(answers.c.task_id.in_(ids)),
+        sa.delete(rejected).where(rejected.c.task_id.in_(ids)),
     )

@@ -6,7 +6,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from dane_core.states import SENT, TaskState
-from dane_server.storage.functions import later, now
+from dane_server.storage.functions import insert_missing, later, now
 from dane_server.storage.tables import (
     jobs,
     task_keys,
@@ -26,6 +26,24 @@ def keys_ready() -> sa.Select[Any]:
         .where(tasks.c.state == TaskState.READY, tasks.c.task_key.not_in(paused_keys()))
         .distinct()
     )
+
+
+def hold_keys(keys: Sequence[str]) -> sa.Select[Any]:
+    """Hold the windows of some keys: until the end of this transaction nobody else claims there.
+
+    Always in this order. What this waits for holds windows, and waits for no task and no job.
+    """
+    return (
+        sa.select(task_keys.c.task_key, task_keys.c.paused)
+        .where(task_keys.c.task_key.in_(keys))
+        .order_by(task_keys.c.task_key)
+        .with_for_update()
+    )
+
+
+def add_keys() -> sa.Insert:
+    """Keys that nobody has announced yet have a window too."""
+    return insert_missing(task_keys)
 
 
 def sent_of_key(key: str, at_most: int) -> sa.Select[Any]:

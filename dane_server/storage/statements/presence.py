@@ -1,12 +1,18 @@
-"""Changes that workers ask for, and what servers share, a function each. No I/O here."""
+"""Changes that workers ask for, and what servers share, a function each. No I/O here.
 
-from collections.abc import Sequence
-from typing import Any
+What changes many tasks at once takes at most one report of each task.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import sqlalchemy as sa
 
+from dane_core.message import Leased, Progress, Released, Started, Ticket
 from dane_core.states import SENT, TaskState
 from dane_server.storage.functions import insert_missing, later, now
+from dane_server.storage.statements.lease import NO_STARTS, NOT_LEASED
+from dane_server.storage.statements.recording import by_task
 from dane_server.storage.tables import (
     jobs,
     secrets,
@@ -16,66 +22,181 @@ from dane_server.storage.tables import (
     workers,
 )
 
+_SENT: Final = values_of(SENT)
+#: A worker can be at work on a task in these without our knowing.
+_NOT_BEGUN: Final = [*_SENT, TaskState.READY.value, TaskState.UNROUTABLE.value]
 
-def mark_running(task_id: int, attempt: int, worker: str, runtime: float) -> sa.Update:
+
+def _attempts(tickets: Iterable[Ticket]) -> sa.ColumnElement[bool]:
+    """The tasks of some tickets whose attempt is the current one."""
+    pairs = [(ticket.task_id, ticket.attempt) for ticket in tickets]
+    return sa.and_(
+        tasks.c.id.in_([task_id for task_id, _ in pairs]),
+        sa.tuple_(tasks.c.id, tasks.c.attempt).in_(pairs),
+    )
+
+
+def _sendings(tickets: Iterable[Ticket]) -> sa.ColumnElement[bool]:
+    """The tasks of some tickets of which nothing newer was sent."""
+    triples = [(ticket.task_id, ticket.attempt, ticket.dispatch) for ticket in tickets]
+    return sa.and_(
+        tasks.c.id.in_([task_id for task_id, _, _ in triples]),
+        sa.tuple_(tasks.c.id, tasks.c.attempt, tasks.c.dispatch).in_(triples),
+    )
+
+
+# --- what runs ------------------------------------------------------------------------------
+
+
+def mark_running(started: Sequence[Started]) -> sa.Update:
+    """Begun from the message that was sent last: it brings the task back if the worker dies."""
+    return (
+        sa.update(tasks)
+        .where(_sendings(one.ticket for one in started), tasks.c.state.in_(_SENT))
+        .values(**_begun(started))
+    )
+
+
+def mark_running_on_lease(started: Sequence[Started], lease: float) -> sa.Update:
+    """Begun from a message of which we know nothing: if the worker dies a lease must tell."""
+    return (
+        sa.update(tasks)
+        .where(_attempts(one.ticket for one in started), tasks.c.state.in_(_NOT_BEGUN))
+        .values(leased=True, due_at=later(lease), **_begun(started))
+    )
+
+
+def _begun(started: Sequence[Started]) -> dict[str, Any]:
+    return {
+        "state": TaskState.RUNNING,
+        "worker": by_task({one.ticket.task_id: one.worker for one in started}),
+        "started_at": later(by_task({one.ticket.task_id: -one.runtime for one in started})),
+        "progress": None,
+        "message": None,
+    }
+
+
+def hand_off(leased: Sequence[Leased]) -> sa.Update:
+    """From here on these attempts live on a lease, with the worker that says so."""
+    begun = later(by_task({one.ticket.task_id: -one.runtime for one in leased}))
     return (
         sa.update(tasks)
         .where(
-            tasks.c.id == task_id,
-            tasks.c.attempt == attempt,
-            tasks.c.state.in_([*values_of(SENT), TaskState.READY, TaskState.UNROUTABLE]),
+            _attempts(one.ticket for one in leased),
+            tasks.c.state.in_([*_NOT_BEGUN, TaskState.RUNNING.value]),
         )
         .values(
             state=TaskState.RUNNING,
-            worker=worker,
-            started_at=later(-runtime),
+            leased=True,
+            beats=tasks.c.beats + 1,
+            due_at=later(by_task({one.ticket.task_id: one.lease for one in leased})),
+            worker=by_task({one.ticket.task_id: one.worker for one in leased}),
+            started_at=sa.func.coalesce(tasks.c.started_at, begun),
+        )
+    )
+
+
+def renew(leases: Mapping[Ticket, float]) -> sa.Update:
+    """Leased attempts whose workers live: for so many seconds from now."""
+    seconds = by_task({ticket.task_id: lease for ticket, lease in leases.items()})
+    return (
+        sa.update(tasks)
+        .where(_attempts(leases), tasks.c.state == TaskState.RUNNING, tasks.c.leased)
+        .values(beats=tasks.c.beats + 1, due_at=later(seconds))
+    )
+
+
+def standing_of(ids: Sequence[int]) -> sa.Select[Any]:
+    """Where tasks stand that workers say they are at work on."""
+    return sa.select(tasks.c.id, tasks.c.attempt, tasks.c.state, tasks.c.leased).where(
+        tasks.c.id.in_(ids)
+    )
+
+
+def note_progress(steps: Sequence[Progress]) -> sa.Update:
+    return (
+        sa.update(tasks)
+        .where(_attempts(one.ticket for one in steps), tasks.c.state == TaskState.RUNNING)
+        .values(
+            progress=by_task({one.ticket.task_id: one.fraction for one in steps}),
+            message=by_task({one.ticket.task_id: one.message or None for one in steps}),
+        )
+    )
+
+
+def take_back(released: Sequence[Released]) -> sa.Update:
+    """Handed back undone: ready again after some seconds, no attempt spent.
+
+    What has begun is taken from the worker that has it only: another may hold a copy.
+    """
+    holders = [(one.ticket.task_id, one.worker) for one in released]
+    tickets = [one.ticket for one in released]
+    return (
+        sa.update(tasks)
+        .where(
+            _attempts(tickets),
+            sa.or_(
+                sa.and_(tasks.c.state.in_(_SENT), _sendings(tickets)),
+                sa.and_(
+                    tasks.c.state == TaskState.RUNNING,
+                    sa.tuple_(tasks.c.id, tasks.c.worker).in_(holders),
+                ),
+            ),
+        )
+        .values(
+            due_at=later(by_task({one.ticket.task_id: one.delay for one in released})),
+            **_BACK,
+            **NO_STARTS,
+        )
+    )
+
+
+def take_back_dropped(ids: Sequence[int]) -> sa.Update:
+    """Ready again: the messages of these locked tasks are dropped."""
+    return (
+        sa.update(tasks)
+        .where(tasks.c.id.in_(ids), tasks.c.state.in_([*_SENT, TaskState.RUNNING.value]))
+        .values(due_at=now(), **_BACK)
+    )
+
+
+_BACK: Final[Mapping[str, Any]] = {
+    "state": TaskState.READY,
+    "message": None,
+    "worker": None,
+    "progress": None,
+    "started_at": None,
+    **NOT_LEASED,
+}
+
+
+def let_start(workers_of: Mapping[int, str], starters: Mapping[int, str]) -> sa.Update:
+    """Locked tasks begin at workers that asked; each is a start more, of those in `starters`."""
+    return (
+        sa.update(tasks)
+        .where(tasks.c.id.in_(sorted(workers_of)))
+        .values(
+            state=TaskState.RUNNING,
+            worker=by_task(workers_of),
+            started_at=now(),
+            starts=tasks.c.starts + 1,
+            starters=by_task(starters),
             progress=None,
             message=None,
+            **NOT_LEASED,
         )
     )
 
 
-def note_progress(task_id: int, attempt: int, fraction: float, message: str) -> sa.Update:
-    return (
-        sa.update(tasks)
-        .where(
-            tasks.c.id == task_id, tasks.c.attempt == attempt, tasks.c.state == TaskState.RUNNING
-        )
-        .values(progress=fraction, message=message or None)
-    )
+def jobs_of(ids: Sequence[int]) -> sa.Select[Any]:
+    return sa.select(jobs.c.id, jobs.c.paused, jobs.c.cancelling).where(jobs.c.id.in_(ids))
 
 
-def take_back(task_id: int, attempt: int, dispatch: int, delay: float) -> sa.Update:
-    """Handed back undone: ready again after some seconds, no attempt spent."""
-    return (
-        sa.update(tasks)
-        .where(
-            tasks.c.id == task_id,
-            tasks.c.attempt == attempt,
-            tasks.c.dispatch == dispatch,
-            tasks.c.state.in_([*values_of(SENT), TaskState.RUNNING]),
-        )
-        .values(state=TaskState.READY, due_at=later(delay), message=None, worker=None)
-    )
+# --- who is here ----------------------------------------------------------------------------
 
 
-def asked_about(ids: Sequence[int]) -> sa.Select[Any]:
-    return (
-        sa.select(
-            tasks.c.id,
-            tasks.c.attempt,
-            tasks.c.dispatch,
-            tasks.c.state,
-            jobs.c.paused,
-            jobs.c.cancelling,
-        )
-        .join_from(tasks, jobs, jobs.c.id == tasks.c.job_id)
-        .where(tasks.c.id.in_(ids))
-    )
-
-
-def forget_worker(worker: str) -> sa.Delete:
-    return sa.delete(workers).where(workers.c.id == worker)
+def forget_workers(ids: Sequence[str]) -> sa.Delete:
+    return sa.delete(workers).where(workers.c.id.in_(ids))
 
 
 def add_worker() -> sa.Insert:
@@ -83,11 +204,23 @@ def add_worker() -> sa.Insert:
 
 
 def see_worker(worker: str) -> sa.Update:
-    return sa.update(workers).where(workers.c.id == worker).values(seen_at=now())
+    return see_workers([worker])
+
+
+def see_workers(ids: Sequence[str]) -> sa.Update:
+    return sa.update(workers).where(workers.c.id.in_(ids)).values(seen_at=now())
+
+
+def inboxes_of(ids: Sequence[str]) -> sa.Select[Any]:
+    """Those of some workers that are here, and where each listens."""
+    return sa.select(workers.c.id, workers.c.inbox).where(workers.c.id.in_(ids))
 
 
 def forget_silent_workers(seconds: float) -> sa.Delete:
     return sa.delete(workers).where(workers.c.seen_at < later(-seconds))
+
+
+# --- keys and secrets -------------------------------------------------------------------------
 
 
 def add_task_keys() -> sa.Insert:

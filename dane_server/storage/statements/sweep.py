@@ -1,22 +1,29 @@
 """Questions of the sweeper, each a function named after it. No I/O here."""
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from dane_core.states import SENT, TaskState
-from dane_server.storage.functions import now
-from dane_server.storage.tables import (
-    tasks,
-    values_of,
-)
+from dane_server.storage.functions import later, now
+from dane_server.storage.statements.lease import NOT_LEASED
+from dane_server.storage.tables import secrets, tasks, values_of, workers
+
+#: By state and time: any other index finds all tasks of a state, or all tasks.
+_BY_TIME: Final = "FORCE INDEX (task_due)"
+_BY_KEY: Final = "FORCE INDEX (task_ready)"
+
+
+# --- what waits for a time --------------------------------------------------------------------
 
 
 def overdue(state: TaskState, limit: int) -> sa.Select[Any]:
     """Tasks whose time to be looked at has come."""
     return (
         sa.select(tasks.c.id)
+        .with_hint(tasks, _BY_TIME, "mysql")
         .where(tasks.c.state == state, tasks.c.due_at <= now())
         .order_by(tasks.c.due_at)
         .limit(limit)
@@ -33,14 +40,191 @@ def ready_again(ids: Sequence[int], state: TaskState) -> sa.Update:
 
 
 def next_due() -> sa.Select[Any]:
-    """When the next task has to be looked at, and the time now."""
+    """When the next task of each state has to be looked at, and the time now."""
     waiting = [TaskState.BACKOFF, TaskState.UNROUTABLE, TaskState.DISPATCHING, TaskState.READY]
+    return sa.select(*(_first_due(state) for state in waiting), now())
+
+
+def _first_due(state: TaskState) -> sa.ColumnElement[Any]:
+    # One state at a time: then the index has the first of them, and no other is read.
     first = (
-        sa.select(sa.func.min(tasks.c.due_at))
-        .where(tasks.c.state.in_(values_of(waiting)), tasks.c.due_at > now())
-        .scalar_subquery()
+        sa.select(tasks.c.due_at)
+        .with_hint(tasks, _BY_TIME, "mysql")
+        .where(tasks.c.state == state, tasks.c.due_at > now())
+        .order_by(tasks.c.due_at)
+        .limit(1)
     )
-    return sa.select(sa.type_coerce(first, tasks.c.due_at.type), now())
+    return sa.type_coerce(first.scalar_subquery(), tasks.c.due_at.type)
+
+
+def due_too_late(state: TaskState, ceiling: float, limit: int) -> sa.Select[Any]:
+    """Tasks that would be looked at only in more than so many seconds."""
+    return (
+        sa.select(tasks.c.id)
+        .with_hint(tasks, _BY_TIME, "mysql")
+        .where(tasks.c.state == state, tasks.c.due_at > later(ceiling), _waits_for_a_time(state))
+        .limit(limit)
+    )
+
+
+def look_sooner(ids: Sequence[int], state: TaskState, ceiling: float) -> sa.Update:
+    """Look at tasks after so many seconds at the latest."""
+    return (
+        sa.update(tasks)
+        .where(
+            tasks.c.id.in_(ids),
+            tasks.c.state == state,
+            tasks.c.due_at > later(ceiling),
+            _waits_for_a_time(state),
+        )
+        .values(due_at=later(ceiling))
+    )
+
+
+def _waits_for_a_time(state: TaskState) -> sa.ColumnElement[bool]:
+    return tasks.c.leased if state is TaskState.RUNNING else sa.true()
+
+
+# --- what runs --------------------------------------------------------------------------------
+
+
+def the_time() -> sa.Select[Any]:
+    return sa.select(now())
+
+
+def running() -> sa.Select[Any]:
+    """What runs on a lease, or has a timeout."""
+    return (
+        sa.select(
+            tasks.c.id,
+            tasks.c.attempt,
+            tasks.c.leased,
+            tasks.c.beats,
+            tasks.c.due_at,
+            tasks.c.timeout,
+            tasks.c.started_at,
+            now().label("now"),
+        )
+        .with_hint(tasks, _BY_TIME, "mysql")
+        .where(
+            tasks.c.state == TaskState.RUNNING,
+            sa.or_(tasks.c.leased, tasks.c.timeout.is_not(None)),
+        )
+    )
+
+
+def runs_unwatched(after: float, limit: int) -> sa.Select[Any]:
+    """What has run for so many seconds on a message that the exchange may have lost."""
+    return (
+        sa.select(tasks.c.id)
+        .with_hint(tasks, _BY_TIME, "mysql")
+        .where(
+            tasks.c.state == TaskState.RUNNING,
+            tasks.c.due_at <= now(),
+            sa.not_(tasks.c.leased),
+            sa.func.coalesce(tasks.c.started_at, tasks.c.due_at) <= later(-after),
+        )
+        .limit(limit)
+    )
+
+
+def watch(ids: Sequence[int], lease: float) -> sa.Update:
+    """Put what runs on its message onto a lease: the heartbeats of its worker renew it."""
+    return (
+        sa.update(tasks)
+        .where(tasks.c.id.in_(ids), tasks.c.state == TaskState.RUNNING, sa.not_(tasks.c.leased))
+        .values(leased=True, due_at=later(lease))
+    )
+
+
+# --- what lies in queues ----------------------------------------------------------------------
+
+
+def keys_queued() -> sa.Select[Any]:
+    """The keys that have tasks in a queue."""
+    return (
+        sa.select(tasks.c.task_key)
+        .with_hint(tasks, _BY_KEY, "mysql")
+        .where(tasks.c.state == TaskState.QUEUED)
+        .distinct()
+    )
+
+
+def queued_since(key: str, time: datetime) -> sa.Select[Any]:
+    """How many tasks of a key lie in its queue, and how many of them since before `time`."""
+    unmoved = sa.func.coalesce(sa.func.sum(sa.case((tasks.c.queued_at <= time, 1), else_=0)), 0)
+    return (
+        sa.select(sa.func.count(), unmoved)
+        .with_hint(tasks, _BY_KEY, "mysql")
+        .where(tasks.c.state == TaskState.QUEUED, tasks.c.task_key == key)
+    )
+
+
+def running_on_messages(key: str) -> sa.Select[Any]:
+    """What runs of a key while its message is in the exchange still."""
+    return (
+        sa.select(tasks.c.id)
+        .with_hint(tasks, _BY_KEY, "mysql")
+        .where(tasks.c.state == TaskState.RUNNING, tasks.c.task_key == key, sa.not_(tasks.c.leased))
+    )
+
+
+def workers_here() -> sa.Select[Any]:
+    """What each worker can do, how much of it at once, and what it is doing."""
+    return sa.select(workers.c.task_keys, workers.c.slots, workers.c.running)
+
+
+def past_horizon(limit: int) -> sa.Select[Any]:
+    """Tasks that have been in a queue for very long, and since when."""
+    return (
+        sa.select(tasks.c.id, tasks.c.task_key, tasks.c.queued_at, now().label("now"))
+        .with_hint(tasks, _BY_TIME, "mysql")
+        .where(tasks.c.state == TaskState.QUEUED, tasks.c.due_at <= now())
+        .order_by(tasks.c.due_at)
+        .limit(limit)
+    )
+
+
+def wait_longer(ids: Sequence[int], seconds: float) -> sa.Update:
+    return (
+        sa.update(tasks)
+        .where(tasks.c.id.in_(ids), tasks.c.state == TaskState.QUEUED)
+        .values(due_at=later(seconds))
+    )
+
+
+# --- an exchange that is gone -----------------------------------------------------------------
+
+
+def in_the_exchange(after: int, limit: int) -> sa.Select[Any]:
+    """Tasks with a message in the exchange, those behind the id where one stopped."""
+    return (
+        sa.select(tasks.c.id)
+        .where(tasks.c.state.in_(values_of([*SENT, TaskState.RUNNING])), tasks.c.id > after)
+        .order_by(tasks.c.id)
+        .limit(limit)
+    )
+
+
+def send_lost(ids: Sequence[int], began: datetime, claimed_until: datetime) -> sa.Update:
+    """What went to the exchange that is gone, before a moment, is sent again: the same attempt.
+
+    What was being sent at that moment was claimed until `claimed_until` at the latest.
+    """
+    queued = sa.and_(tasks.c.state == TaskState.QUEUED, tasks.c.queued_at <= began)
+    sending = sa.and_(tasks.c.state == TaskState.DISPATCHING, tasks.c.due_at <= claimed_until)
+    return (
+        sa.update(tasks)
+        .where(tasks.c.id.in_(ids), sa.or_(queued, sending))
+        .values(state=TaskState.READY, dispatch=tasks.c.dispatch + 1, due_at=now())
+    )
+
+
+def watch_since(ids: Sequence[int], began: datetime, lease: float) -> sa.Update:
+    """What ran, at a moment, on a message that is gone goes on, on a lease."""
+    return watch(ids, lease).where(
+        sa.or_(tasks.c.started_at.is_(None), tasks.c.started_at <= began)
+    )
 
 
 def lost_with_the_exchange(limit: int) -> sa.Select[Any]:
@@ -67,5 +251,17 @@ def send_anew(ids: Sequence[int]) -> sa.Update:
             worker=None,
             progress=None,
             message=None,
+            **NOT_LEASED,
         )
     )
+
+
+def replace_secret(name: str, old: str, new: str) -> sa.Update:
+    """Change a value that all servers share, unless another one was quicker."""
+    return (
+        sa.update(secrets).where(secrets.c.name == name, secrets.c.value == old).values(value=new)
+    )
+
+
+def drop_secret(name: str) -> sa.Delete:
+    return sa.delete(secrets).where(secrets.c.name == name)

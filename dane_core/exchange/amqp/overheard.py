@@ -1,8 +1,9 @@
-"""Hears a RabbitMQ say that it takes no messages, and why.
+"""Hears what RabbitMQ says of a connection as a whole: that it is blocked or closed, and why.
 
 The broker tells a connection that publishes during an alarm (memory, disk) that it is blocked,
-and tells it again when that is over. aiormq heeds this but offers no way to ask for it, so it
-is read off the wire, where the protocol says how it looks: a method frame on channel 0.
+and tells it again when that is over. aiormq heeds this but offers no way to ask for it, and
+swallows why a new connection is turned away. So both are read off the wire, where the protocol
+says how they look: method frames on channel 0.
 """
 
 import asyncio
@@ -12,25 +13,34 @@ from typing import Any, Final, SupportsIndex
 from aiormq import AMQPConnectionError, TransportFactory
 from yarl import URL
 
+from dane_core.exchange.amqp.gathering import GatheringWriter
+
 #: Type, channel, size; then the payload, then one octet that ends the frame.
 _HEAD: Final = 7
 #: How a method frame on channel 0 begins.
 _METHOD: Final = b"\x01\x00\x00"
-#: Class and method: connection.blocked (with a short string), connection.unblocked.
+#: Class and method: connection.close (a code, then a short string), connection.blocked (a short
+#: string), connection.unblocked.
+_CLOSE: Final = b"\x00\x0a\x00\x32"
 _BLOCKED: Final = b"\x00\x0a\x00\x3c"
 _UNBLOCKED: Final = b"\x00\x0a\x00\x3d"
 
 
-class Alarm:
-    """Why the broker takes no messages from one connection; empty while it does."""
+class Overheard:
+    """What the broker has said of one connection.
+
+    `blocked`: why it takes no messages over it; empty while it does. `closed`: why it closed it.
+    """
 
     def __init__(self) -> None:
-        self.reason = ""
+        self.blocked = ""
+        self.closed = ""
         self._unread = b""
 
     def forget(self) -> None:
         """There is a new connection, of which nothing was heard yet."""
-        self.reason = ""
+        self.blocked = ""
+        self.closed = ""
         self._unread = b""
 
     def hear(self, data: bytes) -> None:
@@ -49,25 +59,31 @@ class Alarm:
 
     def _heed(self, method: bytes) -> None:
         if method.startswith(_BLOCKED):
-            said = method[len(_BLOCKED) + 1 :].decode(errors="replace")
-            self.reason = said or "it did not say why"
+            self.blocked = _short_string(method, 4) or "it did not say why"
         elif method.startswith(_UNBLOCKED):
-            self.reason = ""
+            self.blocked = ""
+        elif method.startswith(_CLOSE):
+            self.closed = _short_string(method, 6)
 
 
-class HeardTransport(TransportFactory):
-    """Connects as aiormq does by itself, and lets an alarm hear all that arrives."""
+def _short_string(method: bytes, start: int) -> str:
+    end = start + 1 + method[start] if start < len(method) else start
+    return method[start + 1 : end].decode(errors="replace")
 
-    def __init__(self, alarm: Alarm) -> None:
-        self._alarm = alarm
+
+class OverheardTransport(TransportFactory):
+    """Connects as aiormq does by itself, and has all that arrives overheard."""
+
+    def __init__(self, overheard: Overheard) -> None:
+        self._overheard = overheard
 
     async def create(
         self, url: URL, **kwargs: Any
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         provider = kwargs.pop("ssl_context_provider")
         ssl = await provider.get_context() if url.scheme == "amqps" else None
-        self._alarm.forget()
-        reader = _Heard(self._alarm)
+        self._overheard.forget()
+        reader = _Reader(self._overheard)
         protocol = asyncio.StreamReaderProtocol(reader)
         loop = asyncio.get_running_loop()
         try:
@@ -76,15 +92,15 @@ class HeardTransport(TransportFactory):
             )
         except OSError as fault:
             raise AMQPConnectionError(*fault.args) from fault
-        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+        return reader, GatheringWriter(transport, protocol, reader, loop)
 
 
-class _Heard(asyncio.StreamReader):
-    def __init__(self, alarm: Alarm) -> None:
+class _Reader(asyncio.StreamReader):
+    def __init__(self, overheard: Overheard) -> None:
         super().__init__()
-        self._alarm = alarm
+        self._overheard = overheard
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
         heard = bytes(data)
-        self._alarm.hear(heard)
+        self._overheard.hear(heard)
         super().feed_data(heard)

@@ -1,0 +1,156 @@
+"""Being watched: a child process that speaks for this worker when it cannot; see `watchman`."""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Final, Self
+
+from dane_core.message import Ticket
+from dane_core.worker.pipe import Frame, pack
+
+logger = logging.getLogger(__name__)
+
+#: How a line of the log looks, here and there.
+LOG_LINE: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+#: Without our own sys.path a child might not find this very package.
+_BOOT: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from dane_core.worker.watchman import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+
+#: Before the next watchman is posted: the first pause and the longest, in seconds.
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 60.0
+#: A watchman that was told to go gets this long, in seconds.
+_FAREWELL: Final = 1.0
+#: Words for a watchman that does not listen are dropped beyond this many bytes.
+_BACKLOG: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Brief:
+    """What a watchman is told first. Times in seconds."""
+
+    url: str = field(repr=False)
+    worker: str
+    response_queue: str
+    pulse: float
+    beat: float
+    lease: float
+    log_level: int = logging.INFO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """An attempt as a watchman knows it."""
+
+    ticket: Ticket
+    runtime: float  # seconds
+    leased: bool
+
+
+class Watched:
+    """Keeps a watchman while inside, and tells it each moment what runs.
+
+    Without a watchman the worker goes on; another one is posted. On leaving, the watchman says
+    that the worker is gone, unless `said_goodbye`.
+    """
+
+    def __init__(self, brief: Brief, running: Callable[[], Sequence[Running]]) -> None:
+        self.said_goodbye = False
+        self._brief = brief
+        self._running = running
+        self._writer: asyncio.StreamWriter | None = None
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._keeping = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait({self._keeping})
+
+    def note_begin(self, ticket: Ticket) -> None:
+        """Said at once, because what begins now may hold up everything else here."""
+        self._tell({"is": "began", "ticket": asdict(ticket)})
+
+    async def _keep(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                how = await self._be_watched()
+            except OSError as fault:
+                how = str(fault)
+            if pause == _FIRST_PAUSE:
+                logger.warning("the watchman of this worker has ended (%s); posting another", how)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _be_watched(self) -> str:
+        """Have a watchman until it ends; how that came about. Raises: OSError."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = _spawn(theirs.fileno(), self._brief.worker)
+            except OSError:
+                ours.close()
+                raise
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        try:
+            level = logging.getLogger("dane_core").getEffectiveLevel()
+            self._tell({"is": "brief", **asdict(self._brief), "log_level": level})
+            await self._pulse(reader)
+        except asyncio.CancelledError:
+            self._tell({"is": "goodbye" if self.said_goodbye else "gone"})
+            raise
+        finally:
+            self._writer.close()
+            self._writer = None
+            await asyncio.shield(_see_off(process))
+        return f"exit code {process.returncode}"
+
+    async def _pulse(self, reader: asyncio.StreamReader) -> None:
+        silence = asyncio.create_task(reader.read())  # until it ends: a watchman says nothing
+        try:
+            while not silence.done():
+                running = [asdict(attempt) for attempt in self._running()]
+                self._tell({"is": "pulse", "running": running})
+                await asyncio.wait({silence}, timeout=self._brief.pulse)
+            with suppress(ConnectionError):
+                silence.result()
+        finally:
+            silence.cancel()
+
+    def _tell(self, frame: Frame) -> None:
+        writer = self._writer
+        if writer is None or writer.is_closing():
+            return
+        if writer.transport.get_write_buffer_size() < _BACKLOG:
+            writer.write(pack(frame))
+
+
+async def _see_off(process: "subprocess.Popen[bytes]") -> None:
+    """Wait a moment for a watchman to end; one that still tries to be heard is left to it."""
+    with suppress(subprocess.TimeoutExpired):
+        await asyncio.to_thread(process.wait, _FAREWELL)
+
+
+def _spawn(end: int, worker: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), str(end), str(os.getpid())]
+    return subprocess.Popen(  # noqa: S603  our own interpreter, our own code
+        [*command, f"watchman of {worker}"],  # for people who look at the process list
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=(end,),
+        start_new_session=True,  # what ends the worker's terminal or group is to be told by it
+    )

@@ -1,0 +1,57 @@
+"""How the server is, for those who watch it: its metrics, and what the doctor found last."""
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from dane_server.api.answer import PREFIX, Answer
+from dane_server.api.deps import TheRunner
+from dane_server.runner.checks import Check
+
+router = APIRouter(tags=["server"])
+
+
+class DivergenceBody(BaseModel):
+    """Something that does not agree between store, broker and workers."""
+
+    check: Annotated[Check, Field(description="Which check found it: docs/operators.md.")]
+    sentence: str
+    advice: Annotated[str, Field(description="What repairs it.")]
+    repaired: Annotated[bool, Field(description="Whether the server has done so.")]
+
+
+class DoctorBody(BaseModel):
+    """What the last round of checks found."""
+
+    checked_at: Annotated[
+        datetime | None, Field(description="null: none was made yet, or not in this process.")
+    ]
+    divergences: list[DivergenceBody]
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def get_metrics(runner: TheRunner) -> Response:
+    """Numbers for Prometheus, in its text format."""
+    return Response(await runner.gauges.page(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get(f"{PREFIX}/doctor", responses={200: {"model": DoctorBody}})
+async def get_doctor(runner: TheRunner) -> Response:
+    """What the server's own checks found last: those of `dane doctor`, made all the time."""
+    made = runner.rounds.last if runner.rounds is not None else None
+    if made is None:
+        return Answer(DoctorBody(checked_at=None, divergences=[]))
+    found = [
+        DivergenceBody(
+            check=finding.check,
+            sentence=finding.sentence,
+            advice=finding.advice,
+            repaired=finding in made.repaired,
+        )
+        for finding in made.findings
+    ]
+    return Answer(DoctorBody(checked_at=made.at, divergences=found))

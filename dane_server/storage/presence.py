@@ -1,0 +1,185 @@
+"""Writes down who is here and what runs where, inside a transaction."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, Protocol, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dane_core.message import Gone, Heartbeat, Hello, Offer, Started, Ticket
+from dane_core.routing import inbox_queue
+from dane_core.states import IN_FLIGHT, TaskState
+from dane_server.storage.chunk import ROWS, chunks
+from dane_server.storage.leasing import lose_attempts
+from dane_server.storage.statements import dispatch, lease
+from dane_server.storage.statements import presence as sql
+from dane_server.storage.submission import written
+from dane_server.storage.tally import Tally
+from dane_server.storage.view import News, Zombie
+
+
+class _Ticketed(Protocol):
+    @property
+    def ticket(self) -> Ticket: ...
+
+
+R = TypeVar("R", bound=_Ticketed)
+
+
+async def note_news(connection: AsyncConnection, news: News, patience: float) -> list[Zombie]:
+    """Write down what runs, how far it is, and what was handed back.
+
+    What a worker has begun unknown to us stays with it for `patience` seconds without a word.
+    Returns who works on what is not theirs any more.
+    """
+    standing = await _standing(connection, news)
+    renewed, unknown = _by_heartbeat(news.heartbeats, standing)
+    for begun in _at_a_time([*news.started, *unknown]):
+        await connection.execute(sql.mark_running(begun))
+        await connection.execute(sql.mark_running_on_lease(begun, patience))
+    for leased in _at_a_time(news.leased):
+        await connection.execute(sql.hand_off(leased))
+    for some in chunks(renewed):
+        await connection.execute(sql.renew({ticket: renewed[ticket] for ticket in some}))
+    for steps in _at_a_time(news.progress):
+        await connection.execute(sql.note_progress(steps))
+    for released in _at_a_time(news.released):
+        await connection.execute(sql.take_back(released))
+    if news.heartbeats:
+        await connection.execute(sql.see_workers(sorted({beat.worker for beat in news.heartbeats})))
+    return await _zombies(connection, news, standing)
+
+
+def _at_a_time(reports: Iterable[R]) -> Iterable[list[R]]:
+    """Reports some at a time, the newest one of each task only, in the order of the tasks."""
+    newest: dict[int, R] = {}
+    for report in reports:
+        ticket = report.ticket
+        known = newest.get(ticket.task_id)
+        if known is None or _age(known.ticket) <= _age(ticket):
+            newest[ticket.task_id] = report
+    return chunks((newest[task_id] for task_id in sorted(newest)), ROWS)
+
+
+def _age(ticket: Ticket) -> tuple[int, int]:
+    return ticket.attempt, ticket.dispatch
+
+
+async def _standing(connection: AsyncConnection, news: News) -> Mapping[int, sa.Row[Any]]:
+    named = chain(
+        (leased.ticket for leased in news.leased), *(beat.running for beat in news.heartbeats)
+    )
+    rows: dict[int, sa.Row[Any]] = {}
+    for some in chunks(sorted({ticket.task_id for ticket in named}), ROWS):
+        rows |= {row.id: row for row in await connection.execute(sql.standing_of(some))}
+    return rows
+
+
+def _by_heartbeat(
+    heartbeats: Iterable[Heartbeat], standing: Mapping[int, sa.Row[Any]]
+) -> tuple[dict[Ticket, float], list[Started]]:
+    """Which leases go on, and what runs though its start was not heard of."""
+    renewed: dict[Ticket, float] = {}
+    unknown: list[Started] = []
+    for beat in heartbeats:
+        for ticket in beat.running:
+            row = standing.get(ticket.task_id)
+            if row is None or not _is_current(row, ticket):
+                continue
+            if row.state == TaskState.RUNNING:
+                renewed[ticket] = beat.lease
+            else:
+                unknown.append(Started(ticket=ticket, worker=beat.worker, runtime=0.0))
+    return renewed, unknown
+
+
+def _is_current(row: sa.Row[Any], ticket: Ticket) -> bool:
+    return row.attempt == ticket.attempt and TaskState(row.state) in IN_FLIGHT
+
+
+async def _zombies(
+    connection: AsyncConnection, news: News, standing: Mapping[int, sa.Row[Any]]
+) -> list[Zombie]:
+    pairs = {(leased.worker, leased.ticket) for leased in news.leased}
+    pairs |= {(beat.worker, ticket) for beat in news.heartbeats for ticket in beat.running}
+    stale = [
+        (worker, ticket)
+        for worker, ticket in pairs
+        if (row := standing.get(ticket.task_id)) is None or not _is_current(row, ticket)
+    ]
+    if not stale:
+        return []
+    found = await connection.execute(sql.inboxes_of(sorted({worker for worker, _ in stale})))
+    inboxes = {row.id: row.inbox for row in found}
+    return [
+        Zombie(inbox=inboxes.get(worker) or inbox_queue(worker), ticket=ticket)
+        for worker, ticket in sorted(stale, key=lambda pair: (pair[0], pair[1].task_id))
+    ]
+
+
+# --- who comes and goes -----------------------------------------------------------------------
+
+
+async def see_workers(connection: AsyncConnection, hellos: Sequence[Hello]) -> frozenset[str]:
+    """Note which workers are here, what they offer and run; returns the paused keys."""
+    for hello in hellos:
+        seen = await connection.execute(
+            sql.see_worker(hello.worker).values(running=_running(hello))
+        )
+        if seen.rowcount == 0:
+            await connection.execute(sql.add_worker().values(**_worker_row(hello)))
+        if hello.fresh or seen.rowcount == 0:
+            await _note_offers(connection, hello.offers)
+    return frozenset(await connection.scalars(dispatch.paused_keys()))
+
+
+def _worker_row(hello: Hello) -> Mapping[str, Any]:
+    return {
+        "id": hello.worker,
+        "host": hello.host,
+        "pid": hello.pid,
+        "slots": hello.slots,
+        "inbox": hello.inbox,
+        "task_keys": written([offer.key for offer in hello.offers]),
+        "running": _running(hello),
+    }
+
+
+def _running(hello: Hello) -> str:
+    return written([ticket.task_id for ticket in hello.running])
+
+
+async def _note_offers(connection: AsyncConnection, offers: Sequence[Offer]) -> None:
+    for offer in offers:
+        body = written(
+            {
+                "types": offer.types,
+                "description": offer.description,
+                "args_schema": offer.args_schema,
+                "version": offer.version,
+            }
+        )
+        await connection.execute(sql.add_task_keys().values(task_key=offer.key))
+        await connection.execute(sql.change_task_key(offer.key).values(offer=body))
+
+
+async def lose_workers(connection: AsyncConnection, gone: Sequence[Gone], limit: int) -> int:
+    """Forget workers that have ended, and begin anew what was leased to them; returns how many.
+
+    What they ran from a message the exchange gives to somebody else, who asks.
+    """
+    reasons = {one.worker: one.reason for one in gone}
+    await connection.execute(sql.forget_workers(sorted(reasons)))
+    ids = sorted(await connection.scalars(lease.leased_by(sorted(reasons))))
+    lost: dict[str, list[sa.Row[Any]]] = {}
+    for some in chunks(ids, ROWS):
+        for row in await connection.execute(lease.held(some)):
+            if row.leased and row.worker in reasons:
+                lost.setdefault(row.worker, []).append(row)
+    tally = Tally()
+    for worker, rows in sorted(lost.items()):
+        reason = f"is gone: {reasons[worker]}" if reasons[worker] else "is gone"
+        await lose_attempts(connection, rows, reason, tally, limit=limit)
+    await tally.write(connection)
+    return sum(map(len, lost.values()))

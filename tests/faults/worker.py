@@ -1,0 +1,14 @@
+"""`python -m tests.faults.worker ARGS`: `dane ARGS`, that can be made to crash; see `seams`."""
+
+import os
+
+from tests.faults.labor import PID_VARIABLE
+from tests.faults.seams import install
+
+if __name__ == "__main__":
+    install("worker")
+    os.environ[PID_VARIABLE] = str(os.getpid())
+
+    from dane_core.cli import main
+
+    main()
