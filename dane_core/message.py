@@ -482,8 +482,9 @@ def bundle(envelopes: Sequence[Envelope]) -> Envelope:
 
 
 def open_reports(envelope: Envelope) -> "list[tuple[Envelope, Report | BadMessage]]":
-    """The reports in a message, one or a bundle: each in an envelope of its own, as if it had
-    come alone. In place of one that cannot be read stands why.
+    """The reports in a message, which may be a bundle; in place of a bad one stands why.
+
+    Each has an envelope of its own, as if it had come alone.
     """
     try:
         if envelope.type != BUNDLE:

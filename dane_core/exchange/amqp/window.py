@@ -51,9 +51,7 @@ async def post(
     return confirmations
 
 
-async def _hand_over(
-    channel: Channel, parcels: Sequence[Parcel]
-) -> "list[asyncio.Future[object]]":
+async def _hand_over(channel: Channel, parcels: Sequence[Parcel]) -> "list[asyncio.Future[object]]":
     payload = BytesIO()
     for parcel in parcels:
         _write(payload, channel, parcel)
