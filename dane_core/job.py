@@ -37,6 +37,14 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Work was taken away from its worker, which may be at it until it is ended by force."""
+
+    requested_at: datetime
+    ended_by: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job without its tasks."""
 
@@ -54,6 +62,7 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    cancel: Cancel | None = None  # while work on it may go on although it was cancelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The composition root: opens everything, connects it, and runs it until told to stop."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -20,7 +21,11 @@ from dane_core.worker.serve import Serving, serve
 from dane_core.worker.worker import Worker
 from dane_server.api import create_api
 from dane_server.bind import listen
+from dane_server.metrics import Metrics
+from dane_server.runner.bell import LocalBell, RemoteBell
+from dane_server.runner.doctor import Doctor
 from dane_server.runner.pace import Pace
+from dane_server.runner.retention import Housekeeper, keep_of
 from dane_server.runner.runner import Runner
 from dane_server.runner.submit import Folders
 from dane_server.settings import ServerSettings
@@ -30,9 +35,13 @@ from dane_server.storage.engine import Store, open_store
 from dane_server.storage.sweeps import Sweeps
 from dane_server.supervise import keep_running
 
+logger = logging.getLogger(__name__)
+
 Role = Literal["api", "runner"]
 ROLES: Final[frozenset[Role]] = frozenset({"api", "runner"})
 
+#: A broker is given this long to confirm what was sent.
+_PUBLISHING: Final = timedelta(seconds=5)
 #: Open requests get this long to end after a signal.
 _GRACE: Final = 10
 #: Answers that workers gave while stopping get this long to be recorded, in one process.
@@ -67,12 +76,44 @@ async def run_server(
         ):
             await _prepare(store, exchange)
             # Whatever the API is asked, it cannot use up the connections that move jobs.
-            access, moving = Access.to(store), Access.to(apart)
+            access = Access.to(store, cancel_grace=settings.RUNNER.CANCEL_GRACE)
+            moving = Access.to(apart)
             server = _Server(settings, access, exchange, roles=roles, moving=moving)
             try:
                 await server.run(door, workers, slots=slots, on_ready=on_ready, stop=stop)
             except* DaneError as faults:
                 raise faults.exceptions[0] from None
+
+
+@asynccontextmanager
+async def open_doctor(settings: ServerSettings, exchange: Exchange | None) -> AsyncIterator[Doctor]:
+    """A doctor of the store that is meant, beside servers that run or without any.
+
+    Raises: StoreTaken, when a server holds the SQLite file; StoreUnreachable, once asked.
+    """
+    queue = settings.RABBITMQ.RESPONSE_QUEUE
+    async with open_store(settings.store_url) as store:
+        yield Doctor(
+            access=Access.to(store),
+            exchange=exchange,
+            bell=LocalBell() if exchange is None else RemoteBell(exchange, queue),
+            pace=_pace(settings),
+            response_queue=queue,
+        )
+
+
+@asynccontextmanager
+async def open_housekeeper(settings: ServerSettings) -> AsyncIterator[Housekeeper]:
+    """Whoever removes what is old, without a server. Raises: StoreTaken."""
+    async with open_store(settings.store_url) as store:
+        await migrate.check(store)
+        access = Access.to(store)
+        yield Housekeeper(
+            retention=access.retention,
+            turns=access.turns,
+            metrics=Metrics(),
+            keep=keep_of(settings.RETENTION),
+        )
 
 
 class _Server:
@@ -90,6 +131,7 @@ class _Server:
         self._settings = settings
         self._exchange = exchange
         self._reader = access.reader
+        self._metrics = Metrics()
         self._runner = Runner(
             access=access,
             moving=moving,
@@ -100,6 +142,7 @@ class _Server:
             pace=_pace(settings),
             response_queue=settings.RABBITMQ.RESPONSE_QUEUE,
             remote="runner" not in roles,
+            metrics=self._metrics,
         )
 
     async def run(
@@ -120,6 +163,7 @@ class _Server:
                 group.create_task(keep_running(name, run))
                 for name, run in (await self._runner.loops()).items()
             ]
+            loops.append(group.create_task(keep_running("event loop", self._metrics.watch_loop)))
             team = _Team(workers, self._exchange, self._serving(door, slots))
             if workers:
                 loops.append(group.create_task(keep_running("workers", team.work)))
@@ -303,4 +347,22 @@ async def _prepare(store: Store, exchange: Exchange) -> None:
 
 def _pace(settings: ServerSettings) -> Pace:
     chosen = settings.RUNNER
-    return Pace(window=chosen.WINDOW, batch=chosen.BATCH, sweep=chosen.SWEEP, lease=chosen.LEASE)
+    if not settings.exchange_url.startswith("memory:") and chosen.LEASE <= 2 * _PUBLISHING:
+        # Legal all the same: what is sent twice is recorded once.
+        logger.warning(
+            "RUNNER.LEASE should be more than %g s: a broker may take half of that to confirm, "
+            "and what was not confirmed by then is sent twice",
+            2 * _PUBLISHING.total_seconds(),
+        )
+    return Pace(
+        window=chosen.WINDOW,
+        batch=chosen.BATCH,
+        sweep=chosen.SWEEP,
+        lease=chosen.LEASE,
+        starts=chosen.STARTS,
+        overtime=chosen.OVERTIME,
+        lost_after=chosen.LOST_AFTER,
+        cancel_grace=chosen.CANCEL_GRACE,
+        check=chosen.CHECK,
+        keep=keep_of(settings.RETENTION),
+    )

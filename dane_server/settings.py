@@ -101,6 +101,10 @@ class RunnerSection(Section):
     BATCH: Count = 500
     SWEEP: Seconds = timedelta(seconds=5)
     LEASE: Seconds = timedelta(seconds=15)
+    OVERTIME: Seconds = timedelta(seconds=35)
+    LOST_AFTER: Seconds = timedelta(seconds=30)
+    STARTS: Count = 3
+    CANCEL_GRACE: Seconds = timedelta(seconds=10)
     CHECK: Seconds = timedelta(seconds=60)
 
 

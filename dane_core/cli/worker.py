@@ -81,6 +81,7 @@ async def serve_workers(
     from dane_core.exchange.amqp import connect
     from dane_core.worker.attempt import Pace
     from dane_core.worker.serve import Serving, serve
+    from dane_core.worker.spool import spool_folder
 
     chosen, broker = settings.WORKER, broker_of(settings)
     serving = Serving(
@@ -92,6 +93,7 @@ async def serve_workers(
         api_url=settings.api_url,
         response_queue=settings.RABBITMQ.RESPONSE_QUEUE,
         health_port=chosen.HEALTH_PORT,
+        spool=spool_folder(chosen.SPOOL, broker, settings.RABBITMQ.RESPONSE_QUEUE),
     )
     draining = asyncio.Event()
     async with connect(

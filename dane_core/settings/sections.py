@@ -11,6 +11,7 @@ from dane_core.routing import RESPONSE_QUEUE, TASK_EXCHANGE
 from dane_core.settings.values import (
     Count,
     ExchangeUrl,
+    Folder,
     Level,
     Name,
     OptionalFolder,
@@ -20,6 +21,7 @@ from dane_core.settings.values import (
     Seconds,
     Secret,
     WebUrl,
+    home_folder,
 )
 
 #: Sections only the server reads. A worker that shares the server's file passes over them.
@@ -97,6 +99,7 @@ class WorkerSection(Section):
     HAND_OFF: Rhythm = timedelta(seconds=60)
     BEAT: Rhythm = timedelta(seconds=15)
     HEALTH_PORT: OptionalPort = None
+    SPOOL: Folder = Field(default_factory=lambda: home_folder() / "spool")
 
 
 class Settings(BaseSettings):

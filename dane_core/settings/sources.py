@@ -13,7 +13,7 @@ from pydantic_settings import InitSettingsSource
 
 from dane_core.errors import BadSettings, Fault
 from dane_core.settings.sections import SERVER_SECTIONS, Section, Settings
-from dane_core.settings.values import masked
+from dane_core.settings.values import home_folder, masked
 
 S = TypeVar("S", bound=Settings)
 
@@ -76,9 +76,7 @@ def load(
 
 def usual_files() -> list[Path]:
     """The configuration files that are read without being named, if they exist."""
-    home = os.environ.get("DANE_HOME")
-    folder = Path(home).expanduser() if home else Path("~/.dane").expanduser()
-    places = (folder / "config.yml", Path("config.yml"))
+    places = (home_folder() / "config.yml", Path("config.yml"))
     return [path.absolute() for path in places if path.is_file()]
 
 

@@ -1,5 +1,6 @@
 """Kinds of setting, each with the words for what it expects."""
 
+import os
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,6 +20,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 _LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def home_folder() -> Path:
+    """What DANE keeps for one user: `$DANE_HOME`, or `~/.dane`."""
+    return Path(os.environ.get("DANE_HOME") or "~/.dane").expanduser().absolute()
 
 
 def expecting(what: str) -> WrapValidator:

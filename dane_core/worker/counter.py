@@ -209,6 +209,10 @@ class _Lane:
         except BadMessage as fault:
             return await self._bury(held, fault)
         twin = self._floor.running.get(_try_of(message))
+        outbox = self._floor.desk.outbox
+        if twin is None and held.redelivered and await outbox.deliver_kept(message.ticket):
+            await held.ack()
+            return True
         if twin is None and (held.redelivered or self._floor.inbox.is_doubtful(message)):
             verdict = await self._floor.inbox.ask(message.ticket, redelivered=held.redelivered)
             if verdict is None:

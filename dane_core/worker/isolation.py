@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Self
 
@@ -18,6 +18,7 @@ from dane_core.errors import BadWorker
 from dane_core.outcome import Done, Failed, Outcome, Refused
 from dane_core.worker.context import TaskContext
 from dane_core.worker.discover import origin_of
+from dane_core.worker.ending import OomKills, how_it_ended, memory_events, wait_for
 from dane_core.worker.pipe import Frame, pack, read_frame
 from dane_core.worker.place import LoopPlace, Place, Run, ThreadPlace, setup_failed
 from dane_core.worker.worker import Worker, place_of
@@ -39,18 +40,7 @@ _BOOT: Final = (
     "from dane_core.worker.child import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
 
-#: What most often is behind a signal, for people who were not there.
-_CAUSES: Final[Mapping[int, str]] = {
-    signal.SIGKILL: "out of memory, or killed by somebody",
-    signal.SIGSEGV: "a crash in a native library",
-    signal.SIGBUS: "a crash in a native library, or a file cut short while it was read",
-    signal.SIGABRT: "a native library gave up",
-    signal.SIGILL: "a native library made for another processor",
-    signal.SIGFPE: "a division by zero in a native library",
-    signal.SIGTERM: "somebody asked it to stop",
-    signal.SIGXCPU: "its limit of CPU time was reached",
-    signal.SIGPIPE: "it wrote to something that was gone",
-}
+_oom_kills: Final = OomKills(memory_events())
 
 
 def place_for(worker: type[Worker], slots: int) -> Place:
@@ -127,7 +117,7 @@ class Child:
     def __init__(self, worker: type[Worker]) -> None:
         self._class = worker
         self._loop = asyncio.get_running_loop()
-        self._exit: asyncio.Future[int] = self._loop.create_future()
+        self._exit: asyncio.Future[str] = self._loop.create_future()  # how, in words
         self._set_up: asyncio.Future[str | None] = self._loop.create_future()
         self._task: TaskContext | None = None
         self._outcome: asyncio.Future[Outcome] = self._loop.create_future()
@@ -215,9 +205,11 @@ class Child:
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-        code = self._process.wait()
+        code, peak = wait_for(pid)
+        self._process.returncode = code
+        words = how_it_ended(code, peak, oom=code == -signal.SIGKILL and _oom_kills.noticed())
         with suppress(RuntimeError):  # the loop has ended before the child
-            self._loop.call_soon_threadsafe(self._exit.set_result, code)
+            self._loop.call_soon_threadsafe(self._exit.set_result, words)
 
     async def _hear_until_the_end(self, reader: asyncio.StreamReader) -> None:
         hearing: asyncio.Future[Any] = asyncio.create_task(self._hear(reader))
@@ -225,10 +217,9 @@ class Child:
         # One goes soon after the other, unless the child lost its pipe, or gave it away.
         await asyncio.wait({hearing, self._exit}, timeout=PATIENCE)
         self._signal(signal.SIGKILL)
-        code = await self._exit
+        words = await self._exit
         hearing.cancel()
         self._writer.close()
-        words = how_it_ended(code)
         if not self._set_up.done():
             self._set_up.set_result(words)
         if not self._outcome.done():
@@ -256,17 +247,6 @@ class Child:
     def _send(self, frame: Frame) -> None:
         if not self._writer.is_closing():
             self._writer.write(pack(frame))
-
-
-def how_it_ended(code: int) -> str:
-    """A process's exit code in words; negative for a signal, as `subprocess` has it."""
-    number = -code if code < 0 else code - 128
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"ended in the midst of it, with exit code {code}"
-    cause = f": {_CAUSES[number]}" if number in _CAUSES else ""
-    return f"was ended by {name} (exit code {128 + number}){cause}"
 
 
 def _spawn(end: int, worker: type[Worker]) -> subprocess.Popen[bytes]:

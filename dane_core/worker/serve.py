@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from dane_core.errors import BadWorker, QueueMismatch
@@ -22,6 +23,7 @@ from dane_core.worker.health import Health, health_page
 from dane_core.worker.inbox import Inbox
 from dane_core.worker.isolation import PATIENCE, place_for
 from dane_core.worker.outbox import Outbox
+from dane_core.worker.spool import Spool
 from dane_core.worker.watched import Brief, Running, Watched
 from dane_core.worker.worker import Worker, check_worker, offer_of
 
@@ -39,10 +41,14 @@ _BEATS_IN_A_LEASE: Final = 4
 _MOST_LANES: Final = 1_500
 
 
+def host_name() -> str:
+    """This machine, as ids of workers and names of files have it."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:60]
+
+
 def new_worker_id() -> str:
     """A name no other worker has, which says where it is."""
-    host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:60]
-    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
+    return f"{host_name()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,7 @@ class Serving:
     #: The broker's address, where a watchman is to speak for a process that cannot.
     watched_at: str | None = field(default=None, repr=False)
     pulse: timedelta = timedelta(seconds=1)  # between two words to the watchman
+    spool: Path | None = None  # where answers outlive this process until they are confirmed
     health_port: int | None = None  # 0 is any free port
     health_host: str = "127.0.0.1"
 
@@ -105,7 +112,10 @@ class _Service:
         self._exchange = exchange
         self._serving = serving
         self._draining = draining
-        self._outbox = Outbox(exchange, serving.response_queue)
+        self._spool = (
+            Spool(serving.spool, serving.worker_id, host_name()) if serving.spool else None
+        )
+        self._outbox = Outbox(exchange, serving.response_queue, self._spool)
         self._inbox = Inbox(
             exchange,
             serving.worker_id,
@@ -136,6 +146,8 @@ class _Service:
 
     async def run(self) -> None:
         async with AsyncExitStack() as stack:
+            if self._spool is not None:
+                stack.callback(self._spool.close)
             await self._set_up(stack)
             await self._declare()
             if self._serving.health_port is not None:
@@ -176,6 +188,7 @@ class _Service:
                 group.create_task(_endless(run))
                 for run in (
                     self._outbox.run(),
+                    self._outbox.deliver_left(),
                     self._inbox.run(),
                     self._note_reconnections(),
                     self._beat(),
@@ -335,6 +348,7 @@ class _Service:
                 for attempt in running
                 if attempt.leased.done()
             ],
+            "watched": self._watched is not None and self._watched.connected,
             "last_heartbeat": self._last_beat and self._last_beat.isoformat(),
         }
 

@@ -7,13 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Final, Self
 
 from dane_core.message import Ticket
-from dane_core.worker.pipe import Frame, pack
+from dane_core.worker.pipe import Frame, pack, read_frame
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ class Watched:
 
     def __init__(self, brief: Brief, running: Callable[[], Sequence[Running]]) -> None:
         self.said_goodbye = False
+        #: Whether a watchman is there and could be heard.
+        self.connected = False
         self._brief = brief
         self._running = running
         self._writer: asyncio.StreamWriter | None = None
@@ -120,16 +122,21 @@ class Watched:
         return f"exit code {process.returncode}"
 
     async def _pulse(self, reader: asyncio.StreamReader) -> None:
-        silence = asyncio.create_task(reader.read())  # until it ends: a watchman says nothing
+        hearing = asyncio.create_task(self._hear(reader))
         try:
-            while not silence.done():
+            while not hearing.done():
                 running = [asdict(attempt) for attempt in self._running()]
                 self._tell({"is": "pulse", "running": running})
-                await asyncio.wait({silence}, timeout=self._brief.pulse)
-            with suppress(ConnectionError):
-                silence.result()
+                await asyncio.wait({hearing}, timeout=self._brief.pulse)
         finally:
-            silence.cancel()
+            hearing.cancel()
+            self.connected = False
+
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
+        """Listen until the watchman ends; it says only when it has its own connection."""
+        while await read_frame(reader) is not None:
+            self.connected = True
+            logger.info("a watchman is there, to speak for this worker when it cannot")
 
     def _tell(self, frame: Frame) -> None:
         writer = self._writer
@@ -141,8 +148,10 @@ class Watched:
 
 async def _see_off(process: "subprocess.Popen[bytes]") -> None:
     """Wait a moment for a watchman to end; one that still tries to be heard is left to it."""
-    with suppress(subprocess.TimeoutExpired):
-        await asyncio.to_thread(process.wait, _FAREWELL)
+    # A daemon, unlike the loop's own threads: it must not keep this process.
+    waiting = threading.Thread(target=process.wait, daemon=True)
+    waiting.start()
+    await asyncio.to_thread(waiting.join, _FAREWELL)
 
 
 def _spawn(end: int, worker: str) -> "subprocess.Popen[bytes]":

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ from dane_core.exchange.amqp.line import open_line
 from dane_core.exchange.amqp.publisher import Publisher
 from dane_core.exchange.base import Fate
 from dane_core.message import Gone, Heartbeat, Leased, Report, Ticket
-from dane_core.worker.pipe import Frame, read_frame
+from dane_core.worker.pipe import Frame, pack, read_frame
 from dane_core.worker.watched import LOG_LINE, Brief, Running
 
 logger = logging.getLogger("dane_core.worker.watchman")
@@ -35,7 +36,7 @@ _AGAIN: Final = 0.2
 #: How long a watchman tries to say that its worker is gone, in seconds; less when it is told to
 #: end itself, as a service manager does that clears up after a crash.
 _LAST_WORDS: Final = 30.0
-_LAST_WORDS_WHEN_TOLD: Final = 2.0
+_LAST_WORDS_WHEN_TOLD: Final = 1.0
 #: Between the end of the pipe and the end of the process that held it, in seconds.
 _DYING: Final = 1.0
 #: States of a process, in /proc, that does nothing: stopped by a signal, traced, dead.
@@ -60,7 +61,7 @@ async def _main(pipe: socket.socket, parent: int) -> None:
     logging.basicConfig(level=brief.log_level, format=LOG_LINE)
     for name in ("aio_pika", "aiormq", "dane_core.exchange"):  # we say ourselves what matters
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    voice = _Voice(brief)
+    voice = _Voice(brief, on_ready=lambda: writer.write(pack({"is": "ready"})))
     speaking = asyncio.create_task(voice.keep())
     try:
         reason = await _Watch(brief, parent, voice).follow(reader)
@@ -93,8 +94,9 @@ def _let_go_of_output() -> None:
 class _Voice:
     """A connection to the broker of its own, opened early and kept, to send reports over."""
 
-    def __init__(self, brief: Brief) -> None:
+    def __init__(self, brief: Brief, on_ready: Callable[[], object]) -> None:
         self._brief = brief
+        self._on_ready = on_ready
         self._publisher: Publisher | None = None
 
     async def keep(self) -> None:
@@ -104,6 +106,7 @@ class _Voice:
             with suppress(ExchangeUnreachable):
                 async with open_line(self._brief.url, name, _PATIENCE) as line:
                     self._publisher = Publisher(line, on_missing=lambda: None)
+                    self._on_ready()
                     await asyncio.Event().wait()
             await asyncio.sleep(1)
 
@@ -194,7 +197,7 @@ class _Watch:
     def _must_stand_in(self, now: float) -> bool:
         silence = now - self._heard
         silent = silence > _MISSED_PULSES * self._brief.pulse and bool(self._running)
-        must = silent and not _is_inert(self._parent)
+        must = silent and not is_inert(self._parent)
         if must and not self._standing_in:
             names = ", ".join(str(ticket.task_id) for ticket in [*self._running][:10])
             logger.warning(
@@ -248,7 +251,7 @@ def _known(frame: Frame) -> _Known:
     return _Known(attempt.ticket, runtime=attempt.runtime, leased=attempt.leased)
 
 
-def _is_inert(process: int) -> bool:
+def is_inert(process: int) -> bool:
     """Whether a process is stopped or dead; false where that cannot be found out."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text("utf-8", errors="replace")

@@ -13,6 +13,7 @@ from dane_server.api import (
     jobs,
     legacy,
     limits,
+    metrics,
     submit,
     tasks,
     workers,
@@ -34,7 +35,7 @@ from dane_server.settings import ServerSettings
 from dane_server.storage.reader import Reader
 
 _DESCRIPTION = "Routes compute-heavy tasks to the machines that can do them, and never loses one."
-_ROOMS = (submit, batch, jobs, tasks, workers, limits, health)
+_ROOMS = (submit, batch, jobs, tasks, workers, limits, health, metrics)
 
 
 def create_api(

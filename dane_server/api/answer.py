@@ -96,6 +96,7 @@ class TaskDetail(TaskRowMembers):
 
     attempts: list[AttemptBody]
     rejected: list[RejectedBody]
+    cancel: "CancelBody | None"  # while an attempt that was taken away may go on
     response: Mapping[str, Any] | None
     links: Mapping[str, str]
 
@@ -127,6 +128,13 @@ class CountsBody(TypedDict):
     skipped: int
 
 
+class CancelBody(TypedDict):
+    """Work was taken away from its worker, which may be at it until it is ended by force."""
+
+    requested_at: datetime
+    ended_by: datetime
+
+
 class JobHead(TypedDict):
     """A job without its tasks. Times are UTC."""
 
@@ -143,6 +151,7 @@ class JobHead(TypedDict):
     created_at: NotRequired[datetime]
     started_at: NotRequired[datetime | None]
     finished_at: NotRequired[datetime | None]
+    cancel: NotRequired[CancelBody]  # while work on it may go on although it was cancelled
     links: NotRequired[Mapping[str, str]]
 
 

@@ -19,6 +19,8 @@ class DivergenceBody(BaseModel):
     """Something that does not agree between store, broker and workers."""
 
     check: Annotated[Check, Field(description="Which check found it: docs/operators.md.")]
+    subject: str
+    ids: Annotated[list[int], Field(description="The jobs or tasks that it is about.")]
     sentence: str
     advice: Annotated[str, Field(description="What repairs it.")]
     repaired: Annotated[bool, Field(description="Whether the server has done so.")]
@@ -48,6 +50,8 @@ async def get_doctor(runner: TheRunner) -> Response:
     found = [
         DivergenceBody(
             check=finding.check,
+            subject=finding.subject,
+            ids=list(finding.ids),
             sentence=finding.sentence,
             advice=finding.advice,
             repaired=finding in made.repaired,

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from dane_core.job import Attempt, Counts, Job, Retry, Task
+from dane_core.job import Attempt, Cancel, Counts, Job, Retry, Task
 from dane_core.states import TaskState
 from dane_server.api.answer import (
     PREFIX,
     AttemptBody,
+    CancelBody,
     CountsBody,
     JobAnswer,
     JobHead,
@@ -37,6 +38,8 @@ def job_head(job: Job, *, exact: bool = False) -> JobHead:
     if exact:
         return head
     links = {"self": f"{PREFIX}/job/{job.id}", "tasks": f"{PREFIX}/job/{job.id}/tasks"}
+    if job.cancel is not None:
+        head["cancel"] = _cancel(job.cancel)
     return JobHead(
         **head,
         type=job.type,
@@ -144,10 +147,15 @@ def task_answer(view: TaskView, *, exact: bool = False) -> TaskAnswer:
             **task_row(task)["Task"],
             attempts=_attempts(view.attempts),
             rejected=_rejected(view.rejected),
+            cancel=_cancel(view.cancel) if view.cancel else None,
             response=view.answer,
             links=links,
         )
     )
+
+
+def _cancel(cancel: Cancel) -> CancelBody:
+    return CancelBody(requested_at=cancel.requested_at, ended_by=cancel.ended_by)
 
 
 def _attempts(attempts: Iterable[Attempt]) -> list[AttemptBody]:

@@ -1,14 +1,14 @@
-"""The server's verbs of `dane`: dev, serve, db, config and demo."""
+"""The server's verbs of `dane`: dev, serve, doctor, db, config and demo."""
 
 import typer
 
 from dane_core.cli import run
-from dane_server.cli import config, demo, serve, store
+from dane_server.cli import config, demo, doctor, serve, store
 
 
 def register(app: typer.Typer) -> None:
     """Add the server's verbs to `dane`."""
-    for room in (serve, store, config, demo):
+    for room in (serve, doctor, store, config, demo):
         room.register(app)
 
 

@@ -3,8 +3,8 @@
 # ruff: noqa: PLC0415  a verb imports what it needs when it is called, so that all start quickly
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     store = typer.Typer(no_args_is_help=True, help="Make, upgrade and check the store's tables.")
-    for act in (upgrade, check):
+    for act in (upgrade, check, retention):
         store.command()(act)
     app.add_typer(store, name="db", rich_help_panel=SET_UP)
 
@@ -39,6 +39,31 @@ def check(*, config: Config = None, as_json: AsJson = False) -> None:
 
     _on_store(migrate.check, config)
     show({"current": True}, as_json=as_json, render=lambda _: "the tables are up to date")
+
+
+def retention(
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Remove nothing; say what would go.")
+    ] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what has been kept long enough (RETENTION), as a running server does by itself."""
+    settings = settings_for(config)
+    with needing("server"):
+        from dane_server.app import open_housekeeper
+
+    async def passing() -> Mapping[str, int]:
+        async with open_housekeeper(settings) as housekeeper:
+            return await (housekeeper.would_go() if dry_run else housekeeper.pass_over())
+
+    show(dict(asyncio.run(passing())), as_json=as_json, render=_removed)
+
+
+def _removed(numbers: Mapping[str, int]) -> str:
+    told = [f"{name.replace('_', ' ')}  {number}" for name, number in numbers.items() if number]
+    return "\n".join(told) or "nothing is old enough"
 
 
 def _on_store(act: "Callable[[Store], Awaitable[None]]", config: Config) -> None:

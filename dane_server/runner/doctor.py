@@ -70,26 +70,12 @@ class Doctor:
         sight = await self._access.sweeps.look()
         epoch = sight.epoch.name if sight.epoch else None
         # The broker first: what is answered in between is then not missed in the store.
-        broker = await self._broker(await examiner.wanted_keys(), epoch)
+        broker = None
+        if self._exchange is not None:
+            keys = await examiner.wanted_keys()
+            broker = await _look_at(self._exchange, self._response_queue, keys, epoch)
         facts = await examiner.store(grace=self._late, since=since.time if since else None)
         return Sighting(at=at, time=sight.time, epoch=epoch, store=facts, broker=broker)
-
-    async def see_broker(self) -> Sighting:
-        """Look at the broker alone, when the store cannot be reached."""
-        broker = await self._broker([], None)
-        never = datetime.min  # noqa: DTZ901 - naive, as the database's clock is
-        return Sighting(at=time.monotonic(), time=never, epoch=None, store=None, broker=broker)
-
-    async def _broker(self, keys: Sequence[str], epoch: str | None) -> BrokerFacts | None:
-        if self._exchange is None:
-            return None
-        names = [*map(work_queue, keys), DEAD_QUEUE, self._response_queue]
-        try:
-            depths = {name: await self._exchange.depth(name) for name in names}
-            mark = await self._exchange.depth(epoch_queue(epoch)) if epoch else None
-        except ExchangeUnreachable:
-            return None
-        return BrokerFacts(depths=depths, response_queue=self._response_queue, epoch=mark)
 
     # --- judging ------------------------------------------------------------------------
 
@@ -205,6 +191,37 @@ class Doctor:
     async def _say(self, word: Control) -> None:
         if self._exchange is not None:
             await self._exchange.broadcast(word.seal())
+
+
+# --- the broker ---------------------------------------------------------------------------------
+
+
+async def examine_broker(exchange: Exchange, response_queue: str) -> list[Finding]:
+    """What can be said of a broker while the store cannot be reached."""
+    never = datetime.min  # noqa: DTZ901 - naive, as the database's clock is
+    looks = [
+        Sighting(
+            at=time.monotonic(),
+            time=never,
+            epoch=None,
+            store=None,
+            broker=await _look_at(exchange, response_queue, [], None),
+        )
+        for _ in range(2)
+    ]
+    return list(judge(looks[1], looks[0], window=0, apart=0.0))
+
+
+async def _look_at(
+    exchange: Exchange, response_queue: str, keys: Sequence[str], epoch: str | None
+) -> BrokerFacts | None:
+    names = [*map(work_queue, keys), DEAD_QUEUE, response_queue]
+    try:
+        depths = {name: await exchange.depth(name) for name in names}
+        mark = await exchange.depth(epoch_queue(epoch)) if epoch else None
+    except ExchangeUnreachable:
+        return None
+    return BrokerFacts(depths=depths, response_queue=response_queue, epoch=mark)
 
 
 # --- parked reports ----------------------------------------------------------------------------

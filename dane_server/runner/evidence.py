@@ -25,6 +25,8 @@ _KEYS: Final = 5
 _AGED: Final = 500
 #: A task that has been in its queue for this long is sent again whatever else waits there.
 _TOO_OLD: Final = timedelta(days=1)
+#: What is concluded from workers being idle takes so many times longer.
+_TIMES_ON_THEIR_WORD: Final = 3
 #: After a repair its key is left alone, at first for so long, and for twice as long each time
 #: that it turns out not to have helped.
 _REST: Final = 30.0
@@ -46,7 +48,12 @@ class Look:
 
         Whoever has room begins a message at once, so the hands of the idle are empty.
         """
-        return self.depth.waiting + (0 if self.idle else self.depth.consumers)
+        return self.depth.waiting if self.idle else self.hands
+
+    @property
+    def hands(self) -> int:
+        """How many there may be when nothing is known of the workers."""
+        return self.depth.waiting + self.depth.consumers
 
 
 class Suspicions:
@@ -78,7 +85,10 @@ class Suspicions:
         if unmoved <= first.place or unmoved <= look.place:
             self._first[key] = look
             return False
-        return look.at - first.at >= self._apart
+        # Hands are empty by the word of their workers only, which is some seconds old.
+        on_their_word = unmoved <= max(first.hands, look.hands)
+        apart = self._apart * (_TIMES_ON_THEIR_WORD if on_their_word else 1)
+        return look.at - first.at >= apart
 
     def rests(self, key: str, now: float) -> bool:
         """Whether a key is left alone because it was repaired not long ago."""

@@ -1,6 +1,7 @@
 """What operators do: the store decides, workers are told, runners are woken."""
 
 import logging
+from datetime import timedelta
 
 from dane_core.errors import ExchangeUnreachable
 from dane_core.exchange.base import Exchange
@@ -19,10 +20,18 @@ class Operator:
     recorded any more, and a stale message is asked about before it is run.
     """
 
-    def __init__(self, acts: Acts, exchange: Exchange, bell: Bell) -> None:
+    def __init__(
+        self,
+        acts: Acts,
+        exchange: Exchange,
+        bell: Bell,
+        *,
+        cancel_grace: timedelta = timedelta(seconds=10),
+    ) -> None:
         self._acts = acts
         self._exchange = exchange
         self._bell = bell
+        self._grace = cancel_grace.total_seconds()
 
     async def retry_job(self, job_id: JobId) -> None:
         await self._acts.retry_job(job_id)
@@ -30,7 +39,7 @@ class Operator:
 
     async def cancel_job(self, job_id: JobId) -> None:
         await self._acts.cancel_job(job_id)
-        await self._tell(Control(act="cancel", job_id=job_id))
+        await self._stop(job_id=job_id)
 
     async def pause_job(self, job_id: JobId) -> None:
         await self._acts.pause_job(job_id)
@@ -42,7 +51,7 @@ class Operator:
 
     async def delete_job(self, job_id: JobId) -> None:
         await self._acts.delete_job(job_id)
-        await self._tell(Control(act="cancel", job_id=job_id))
+        await self._stop(job_id=job_id)
 
     async def retry_task(self, task_id: TaskId) -> None:
         await self._acts.retry_task(task_id)
@@ -50,12 +59,12 @@ class Operator:
 
     async def force_task(self, task_id: TaskId) -> None:
         old_attempt = await self._acts.force_task(task_id)
-        await self._tell(Control(act="cancel", task_id=task_id, attempt=old_attempt))
+        await self._stop(task_id=task_id, attempt=old_attempt)
         await self._bell.ring()
 
     async def reset_task(self, task_id: TaskId) -> None:
         old_attempt = await self._acts.reset_task(task_id)
-        await self._tell(Control(act="cancel", task_id=task_id, attempt=old_attempt))
+        await self._stop(task_id=task_id, attempt=old_attempt)
 
     async def pause_key(self, key: str) -> None:
         await self._acts.pause_key(key)
@@ -70,6 +79,19 @@ class Operator:
         retried = await self._acts.retry_key(key, number)
         await self._bell.ring()
         return retried
+
+    async def _stop(
+        self,
+        *,
+        job_id: JobId | None = None,
+        task_id: TaskId | None = None,
+        attempt: int | None = None,
+    ) -> None:
+        """Have workers end what they do of this, by force once the grace time is over."""
+        word = Control(
+            act="cancel", job_id=job_id, task_id=task_id, attempt=attempt, grace=self._grace
+        )
+        await self._tell(word)
 
     async def _tell(self, *words: Control) -> None:
         try:

@@ -137,6 +137,7 @@ class Deadlines:
 
         What is first seen as the clock has `stepped` gets all of its time from now.
         """
+        limited: dict[tuple[int, int, datetime | None], Running]
         limited = {(one.task_id, one.attempt, one.started_at): one for one in running}
         ends: dict[tuple[int, int, datetime | None], float] = {}
         for key, one in limited.items():

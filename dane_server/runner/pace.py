@@ -1,7 +1,9 @@
 """How much and how often: the runner's numbers in one place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+
+from dane_server.storage.retention import Keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,4 +20,7 @@ class Pace:
     starts: int = 3  # a task that has ended this many workers fails
     overtime: timedelta = timedelta(seconds=35)  # after its timeout an attempt is its worker's
     lost_after: timedelta = timedelta(seconds=30)  # between two looks at a queue that lacks tasks
+    cancel_grace: timedelta = timedelta(seconds=10)  # then what was cancelled is ended by force
     horizon: timedelta = timedelta(hours=1)  # what lies in a queue is looked at after this
+    check: timedelta = timedelta(seconds=60)  # between two rounds of the doctor
+    keep: Keep = field(default_factory=Keep)  # what is removed after how long

@@ -96,13 +96,15 @@ class Housekeeper:
         return went
 
     async def would_go(self) -> Mapping[str, int]:
-        """How many jobs a pass would remove, and between which ids they are."""
-        found: list[int] = []
-        async for jobs in self._retention.old_jobs(self._keep):
-            found += jobs
-        if not found:
-            return {"jobs": 0}
-        return {"jobs": len(found), "first": min(found), "last": max(found)}
+        """How much of each kind a pass would remove; of attempts it cannot be told beforehand."""
+        keep, counted = self._keep, Counter[str]()
+        async for jobs in self._retention.old_jobs(keep):
+            counted["jobs"] += len(jobs)
+        if keep.once is not None:
+            counted["request_keys"] = await self._retention.count_request_keys(keep.once)
+        if keep.rejected is not None:
+            counted["rejected"] = await self._retention.count_rejections(keep.rejected)
+        return counted
 
     async def _breathe(self) -> None:
         await asyncio.sleep(self._breath.total_seconds() * random.uniform(0.5, 1.5))  # noqa: S311

@@ -6,12 +6,17 @@ from dane_core.errors import DaneError
 from dane_core.exchange.base import Exchange
 from dane_core.routing import RESPONSE_QUEUE
 from dane_core.spec import JobSpec
+from dane_server.metrics import Metrics
 from dane_server.runner.arguments import Arguments
 from dane_server.runner.bell import LocalBell, RemoteBell
 from dane_server.runner.dispatch import Dispatcher
+from dane_server.runner.doctor import Doctor
+from dane_server.runner.gauges import Gauges
 from dane_server.runner.operate import Operator
 from dane_server.runner.pace import Pace
 from dane_server.runner.record import Recorder
+from dane_server.runner.retention import Housekeeper
+from dane_server.runner.rounds import Rounds
 from dane_server.runner.submit import Folders, Submissions
 from dane_server.runner.sweep import Sweeper
 from dane_server.runner.ticket import SIGNING_KEY, Signer, new_secret
@@ -37,16 +42,25 @@ class Runner(Operator):
         pace: Pace,
         response_queue: str = RESPONSE_QUEUE,
         remote: bool = False,
+        metrics: Metrics | None = None,
     ) -> None:
         local = LocalBell()
         bell = RemoteBell(exchange, response_queue) if remote else local
-        super().__init__(access.acts, exchange, bell)
+        super().__init__(access.acts, exchange, bell, cancel_grace=pace.cancel_grace)
         self._submissions = Submissions(access.writer, Arguments(access.reader), bell, folders)
         self._access = moving or access
         self._pace = pace
         self._local = local
         self._response_queue = response_queue
-        self._remote = remote
+        self._metrics = metrics or Metrics()
+        #: The doctor's; None where another process makes them.
+        self.rounds = None if remote else self._rounds()
+        self.gauges = Gauges(
+            metrics=self._metrics,
+            pools={"api": access} if moving is None else {"api": access, "runner": moving},
+            exchange=exchange,
+            response_queue=response_queue,
+        )
 
     async def submit(self, spec: JobSpec, *, once: Once | None = None) -> Submitted:
         """Store a job; it is durable when this returns.
@@ -62,7 +76,7 @@ class Runner(Operator):
 
     async def loops(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         """The services that move jobs, by name; each runs until cancelled."""
-        if self._remote:
+        if (rounds := self.rounds) is None:
             return {}
         writer, reader = self._access.writer, self._access.reader
         secret = await writer.shared_secret(SIGNING_KEY, new_secret())
@@ -84,6 +98,7 @@ class Runner(Operator):
             pace=self._pace,
             dispatcher=dispatcher,
             queue=self._response_queue,
+            metrics=self._metrics,
         )
         sweeper = Sweeper(
             sweeps=self._access.sweeps,
@@ -93,9 +108,32 @@ class Runner(Operator):
             pace=self._pace,
             response_queue=self._response_queue,
         )
+        housekeeper = Housekeeper(
+            retention=self._access.retention,
+            turns=self._access.turns,
+            metrics=self._metrics,
+            keep=self._pace.keep,
+        )
         return {
             "dispatcher": dispatcher.run,
             "recorder": recorder.run,
             "sweeper": sweeper.run,
             "sweeper's watch": sweeper.watch_connection,
+            "doctor": rounds.run,
+            "housekeeper": housekeeper.run,
         }
+
+    def _rounds(self) -> Rounds:
+        doctor = Doctor(
+            access=self._access,
+            exchange=self._exchange,
+            bell=self._local,
+            pace=self._pace,
+            response_queue=self._response_queue,
+        )
+        return Rounds(
+            doctor=doctor,
+            turns=self._access.turns,
+            metrics=self._metrics,
+            every=self._pace.check,
+        )

@@ -69,6 +69,7 @@ class Sweeper:
         )
         self._began = time.monotonic()
         self._empty_since: float | None = None
+        self._heard_for = 0.0
         self._hurried = False
 
     async def run(self) -> None:
@@ -123,8 +124,10 @@ class Sweeper:
 
     async def _make_ready(self, *, patient: bool) -> None:
         pace = self._pace
+        # Who could not be heard is not gone.
+        silence = pace.silence if self._heard_for >= pace.silence.total_seconds() else None
         while await self._sweeps.sweep(
-            limit=pace.batch, silence=pace.silence, patient_with_sendings=patient
+            limit=pace.batch, silence=silence, patient_with_sendings=patient
         ):
             pass
         await self._sweeps.watch_unwatched(pace.patience)
@@ -142,6 +145,8 @@ class Sweeper:
         """The database's clock was set: what it wrote before is nothing to go by."""
         logger.warning("the database's clock was put %s by %.0f s", _way(step), abs(step))
         self._leases.renew(now)
+        self._ears.forget()
+        self._heard_for = 0.0
         self._evidence.forget()
         if step > 0:
             return  # some things are early now
@@ -160,6 +165,7 @@ class Sweeper:
     async def _look_at_exchange(self, sight: Sight, now: float, *, stepped: bool) -> None:
         """All that depends on what workers say, or on what the broker has."""
         if not self._exchange.connected or self._exchange.blocked:
+            self._heard_for = self._ears.heard_for(now, hearing=False)
             self._evidence.forget()
             return  # nobody is heard, and nothing is proven
         try:
@@ -168,9 +174,9 @@ class Sweeper:
             if waiting == 0 and self._empty_since is None:
                 self._empty_since = now
             hearing = waiting is not None and waiting <= 2 * self._pace.batch
-            heard_for = self._ears.heard_for(now, hearing=hearing)
+            self._heard_for = self._ears.heard_for(now, hearing=hearing)
             if hearing:
-                await self._end_what_is_over(sight.running, now, heard_for, stepped=stepped)
+                await self._end_what_is_over(sight.running, now, stepped=stepped)
             if waiting == 0 and not stepped:
                 await self._evidence.look(now, sight.time)
             else:
@@ -185,8 +191,9 @@ class Sweeper:
         return depth.waiting if depth is not None and depth.consumers else None
 
     async def _end_what_is_over(
-        self, running: Sequence[Running], now: float, heard_for: float, *, stepped: bool
+        self, running: Sequence[Running], now: float, *, stepped: bool
     ) -> None:
+        heard_for = self._heard_for
         silent = self._leases.over(running, now, heard_for=heard_for)
         late = self._deadlines.over(running, now, heard_for=heard_for, stepped=stepped)
         if silent:

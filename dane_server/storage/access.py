@@ -1,6 +1,7 @@
 """Every way into the store, in one hand."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Self
 
 from dane_server.storage.acts import Acts
@@ -28,9 +29,9 @@ class Access:
     turns: Turns
 
     @classmethod
-    def to(cls, store: Store) -> Self:
+    def to(cls, store: Store, *, cancel_grace: timedelta = timedelta(seconds=10)) -> Self:
         return cls(
-            Reader(store),
+            Reader(store, cancel_grace=cancel_grace),
             Writer(store),
             Acts(store),
             Sweeps(store),

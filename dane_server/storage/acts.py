@@ -347,7 +347,7 @@ def _closed(row: sa.Row[Any]) -> dict[str, Any]:
 
 async def _cancel(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> None:
     if await _close_attempts(connection, rows):
-        await connection.execute(sql.note_cut(sorted({row.job_id for row in rows})))
+        await connection.execute(sql.note_cut(sorted({row.job_id for row in rows}), rows[0].now))
     await connection.execute(sql.cancel([row.id for row in rows]))
     for row in rows:
         tally.move(row.job_id, TaskState(row.state), TaskState.CANCELLED)

@@ -16,7 +16,10 @@ from dane_server.storage.view import JobQuery
 #: The rate of a key is counted over this many seconds.
 LATELY: Final = 300
 
-_SHOWN: Final = tuple(column for column in jobs.c if column.name != "tree")
+_SHOWN: Final = (
+    *(column for column in jobs.c if column.name != "tree"),
+    now().label("now"),
+)
 _OPEN: Final = (
     TaskState.READY,
     TaskState.BACKOFF,

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import orjson
@@ -10,13 +10,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.errors import BadSpec, Fault, NotFound
-from dane_core.job import Attempt, Counts, Job, JobId, Retry, Task, TaskId
+from dane_core.job import Attempt, Cancel, Counts, Job, JobId, Retry, Task, TaskId
 from dane_core.message import INLINE_LIMIT, Offer
 from dane_core.routing import MAX_PRIORITY
 from dane_core.states import FACES, JobStatus, TaskState
 from dane_server.storage import questions as ask
 from dane_server.storage.chunk import chunks
 from dane_server.storage.engine import Store
+from dane_server.storage.statements.act import CUT
 from dane_server.storage.view import (
     Claim,
     JobHead,
@@ -34,10 +35,14 @@ from dane_server.storage.view import (
 
 
 class Reader:
-    """Reads jobs, tasks, keys and workers. Every method may raise StoreUnreachable."""
+    """Reads jobs, tasks, keys and workers. Every method may raise StoreUnreachable.
 
-    def __init__(self, store: Store) -> None:
+    `cancel_grace` is what workers have to end what was cancelled.
+    """
+
+    def __init__(self, store: Store, *, cancel_grace: timedelta = timedelta(seconds=10)) -> None:
         self._store = store
+        self._grace = cancel_grace
 
     async def ping(self) -> None:
         """Ask the database for anything at all."""
@@ -51,13 +56,13 @@ class Reader:
 
     async def job(self, job_id: JobId) -> Job:
         """A job without its tasks. Raises: NotFound."""
-        return await self._store.read(lambda connection: _job(connection, job_id))
+        return await self._store.read(lambda connection: self._job(connection, job_id))
 
     async def job_view(self, job_id: JobId) -> JobView:
         """A job with all of its tasks and answers. Raises: NotFound."""
 
         async def unit(connection: AsyncConnection) -> JobView:
-            job = await _job(connection, job_id)
+            job = await self._job(connection, job_id)
             tree = (await connection.scalars(ask.tree(job_id))).one_or_none()
             rows = (await connection.execute(ask.tasks_of_job(job_id))).all()
             bodies = await connection.execute(ask.answers_of_job(job_id))
@@ -80,7 +85,7 @@ class Reader:
             states = await _furthest(connection, shown)
             more = len(rows) > query.limit
             return Page(
-                jobs=[_job_of(row, states[row.id]) for row in shown],
+                jobs=[_job_of(row, states[row.id], self._grace) for row in shown],
                 next=str(shown[-1].id) if more else None,
             )
 
@@ -114,7 +119,7 @@ class Reader:
         """Some tasks of a job, in the order of its specification. Raises: NotFound."""
 
         async def unit(connection: AsyncConnection) -> Sequence[Task]:
-            await _job(connection, job_id)
+            await self._job(connection, job_id)
             statement = ask.page_of_tasks(job_id, after_seq, limit, state, key)
             return [_task(row) for row in await connection.execute(statement)]
 
@@ -125,15 +130,16 @@ class Reader:
 
         async def unit(connection: AsyncConnection) -> TaskView:
             task = await _one_task(connection, task_id)
-            attempts = await connection.execute(ask.attempts_of(task_id))
+            attempts = (await connection.execute(ask.attempts_of(task_id))).all()
             body = (await connection.scalars(ask.answer_of(task_id))).one_or_none()
             refused = await connection.execute(ask.rejected_of(task_id))
             return TaskView(
                 task=task,
-                job=await _job_of_task(connection, task),
+                job=await self._job_of_task(connection, task),
                 attempts=[_attempt(row) for row in attempts],
                 answer=orjson.loads(body) if body else None,
                 rejected=[_rejected(row) for row in refused],
+                cancel=await self._cancel_of(connection, attempts),
             )
 
         return await self._store.read(unit)
@@ -147,7 +153,7 @@ class Reader:
             open_before = await _open_predecessors(connection, task_id, 10)
             return Situation(
                 task=task,
-                job=await _job_of_task(connection, task),
+                job=await self._job_of_task(connection, task),
                 key=state,
                 open_predecessors=open_before,
                 ahead=(await connection.scalars(ask.ahead_of(task_id, task.key))).one(),
@@ -212,6 +218,28 @@ class Reader:
 
         return await self._store.read(unit)
 
+    # --- parts of answers -------------------------------------------------------------------
+
+    async def _job(self, connection: AsyncConnection, job_id: JobId) -> Job:
+        row = (await connection.execute(ask.job(job_id))).one_or_none()
+        if row is None:
+            raise NotFound("job", job_id)
+        return _job_of(row, (await _furthest(connection, [row]))[row.id], self._grace)
+
+    async def _job_of_task(self, connection: AsyncConnection, task: Task) -> Job:
+        try:
+            return await self._job(connection, task.job_id)
+        except NotFound:  # deleted a moment ago; its tasks follow
+            raise NotFound("task", task.id) from None
+
+    async def _cancel_of(
+        self, connection: AsyncConnection, attempts: Sequence[sa.Row[Any]]
+    ) -> Cancel | None:
+        cut = [row.finished_at for row in attempts if row.message == CUT and row.outcome == 499]
+        if not cut:
+            return None
+        return _cancel(cut[-1], (await connection.scalars(ask.the_time())).one(), self._grace)
+
     # --- keys and workers -----------------------------------------------------------------
 
     async def keys(self) -> Sequence[KeyState]:
@@ -253,13 +281,6 @@ def _cursor(after: str | None) -> int | None:
     return int(after)
 
 
-async def _job(connection: AsyncConnection, job_id: JobId) -> Job:
-    row = (await connection.execute(ask.job(job_id))).one_or_none()
-    if row is None:
-        raise NotFound("job", job_id)
-    return _job_of(row, (await _furthest(connection, [row]))[row.id])
-
-
 async def _furthest(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> dict[int, int]:
     """DANE 0.1's state of a job: that of its first task, in order, that is not done."""
     open_jobs = {row.id: row for row in rows if row.status != JobStatus.SUCCEEDED}
@@ -284,7 +305,14 @@ async def _furthest(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) ->
     return {row.id: numbers.get(row.id, 200) for row in rows}
 
 
-def _job_of(row: sa.Row[Any], state: int) -> Job:
+def _cancel(cut_at: datetime | None, now: datetime, grace: timedelta) -> Cancel | None:
+    """What was taken away then may go on for the grace time."""
+    if cut_at is None or cut_at + grace <= now:
+        return None
+    return Cancel(requested_at=_utc(cut_at), ended_by=_utc(cut_at + grace))
+
+
+def _job_of(row: sa.Row[Any], state: int, grace: timedelta) -> Job:
     counted = row.active + row.held + row.succeeded + row.failed
     counted += row.forgiven + row.cancelled + row.skipped
     return Job(
@@ -312,6 +340,7 @@ def _job_of(row: sa.Row[Any], state: int) -> Job:
         created_at=_utc(row.created_at),
         started_at=_maybe_utc(row.started_at),
         finished_at=_maybe_utc(row.finished_at),
+        cancel=_cancel(row.cut_at, row.now, grace),
     )
 
 
@@ -323,13 +352,6 @@ async def _one_task(connection: AsyncConnection, task_id: TaskId) -> Task:
     if row is None:
         raise NotFound("task", task_id)
     return _task(row)
-
-
-async def _job_of_task(connection: AsyncConnection, task: Task) -> Job:
-    try:
-        return await _job(connection, task.job_id)
-    except NotFound:  # deleted a moment ago; its tasks follow
-        raise NotFound("task", task.id) from None
 
 
 def _task(row: sa.Row[Any]) -> Task:

@@ -82,6 +82,14 @@ class Retention:
         keys = sorted(tuple(row) for row in rows)
         return await self._delete(sql.forget_rejections(keys, seconds)) if keys else 0
 
+    async def count_request_keys(self, age: timedelta) -> int:
+        rows = await self._rows(sql.number_of(sql.old_request_keys(age.total_seconds(), None)))
+        return int(rows[0][0])
+
+    async def count_rejections(self, age: timedelta) -> int:
+        rows = await self._rows(sql.number_of(sql.old_rejections(age.total_seconds(), None)))
+        return int(rows[0][0])
+
     async def forget_attempts(self, most: int, since: timedelta) -> int:
         """Forget all but the newest attempts, of tasks that were tried within `since`."""
         forgotten = 0

@@ -102,14 +102,14 @@ class Sweeps:
     # --- what waits for a time ----------------------------------------------------------
 
     async def sweep(
-        self, *, limit: int = 500, silence: timedelta, patient_with_sendings: bool = False
+        self, *, limit: int = 500, silence: timedelta | None, patient_with_sendings: bool = False
     ) -> int:
         """Make ready what nobody else will; returns how many tasks are worth another sweep.
 
         Those are: claimed but not confirmed in time, failed for now and due again, and, as a
         probe, some that have waited for a worker long enough: when one binds it says so, and
-        all of them go. Workers silent for `silence` are forgotten. What was claimed is left
-        alone by one who is `patient_with_sendings`.
+        all of them go. Workers silent for `silence` are forgotten, if it is given. What was
+        claimed is left alone by one who is `patient_with_sendings`.
         """
         states = [TaskState.DISPATCHING, TaskState.BACKOFF, TaskState.UNROUTABLE]
 
@@ -120,7 +120,8 @@ class Sweeps:
                 if ids:
                     await connection.execute(sweep.ready_again(ids, state))
                     moved += len(ids) if state is not TaskState.UNROUTABLE else 0
-            await connection.execute(presence.forget_silent_workers(silence.total_seconds()))
+            if silence is not None:
+                await connection.execute(presence.forget_silent_workers(silence.total_seconds()))
             return moved
 
         return await self._store.write(unit)

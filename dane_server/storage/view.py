@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from dane_core.job import Attempt, Job, JobId, Task, TaskId
+from dane_core.job import Attempt, Cancel, Job, JobId, Task, TaskId
 from dane_core.message import (
     Answer,
     Heartbeat,
@@ -84,6 +84,7 @@ class TaskView:
     attempts: Sequence[Attempt]
     answer: Mapping[str, Any] | None
     rejected: Sequence[RejectedState]
+    cancel: Cancel | None = None  # while an attempt that was taken away may go on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ import pytest
 from dane_core import Done, Failed, Refused, TaskContext, Worker
 from dane_core.errors import BadWorker
 from dane_core.job import JobId, TaskId
+from dane_core.message import TEXT_LIMIT
 from dane_core.outcome import Outcome
 from dane_core.worker.discover import find_workers
-from dane_core.worker.isolation import LOADING, how_it_ended, place_for
+from dane_core.worker.ending import OomKills, how_it_ended
+from dane_core.worker.isolation import LOADING, place_for
 from dane_core.worker.place import Place
 from tests.core import zoo
 
@@ -90,6 +93,7 @@ async def test_a_child_that_dies_fails_its_task_in_words_and_a_fresh_one_follows
     assert death.state == 500
     assert words in death.message
     assert "WILD" in death.message
+    assert how == "exit" or re.search(r"; it had used (less than )?\d+ MiB", death.message)
     assert isinstance(first, Done)
     assert isinstance(after, Done)
     assert first.response["pid"] != after.response["pid"]
@@ -386,3 +390,48 @@ async def test_the_mark_of_a_loading_child_is_gone_when_it_works() -> None:
 )
 def test_how_a_process_ended_is_said_in_words(code: int, words: str) -> None:
     assert words in how_it_ended(code)
+
+
+@pytest.mark.parametrize(
+    ("peak", "words"),
+    [(3_650_722_202, "; it had used 3.4 GiB at its peak"), (1024, "; it had used less than ")],
+)
+def test_what_a_killed_process_had_used_is_said(peak: int, words: str) -> None:
+    """Linux counts what a process was before its exec, too: so little cannot be told from that."""
+    assert words in how_it_ended(-9, peak)
+
+
+def test_a_kill_by_the_kernel_for_want_of_memory_is_said_for_certain(tmp_path: Path) -> None:
+    events = tmp_path / "memory.events"
+    events.write_text("low 0\nhigh 0\nmax 9\noom 3\noom_kill 2\n")
+    kills = OomKills(events)
+
+    assert not kills.noticed()
+    events.write_text("low 0\nhigh 0\nmax 9\noom 4\noom_kill 3\n")
+    assert kills.noticed()
+    assert not kills.noticed()
+    assert "137): out of memory: the kernel has killed it" in how_it_ended(-9, oom=True)
+
+
+@pytest.mark.parametrize("events", [None, Path("/nowhere"), Path("/dev/null")])
+def test_where_nobody_counts_kills_none_is_noticed(events: Path | None) -> None:
+    assert not OomKills(events).noticed()
+
+
+async def test_a_child_that_writes_and_says_too_much_fills_no_memory_here() -> None:
+    """What it prints goes where our own stderr goes; what it says at the end is cut."""
+    before = _memory()
+    outcome = await answer_of(zoo.Loud)
+
+    assert isinstance(outcome, Failed)
+    assert len(outcome.message) <= TEXT_LIMIT
+    assert outcome.message.startswith("RuntimeError: too much too much")
+    assert _memory() - before < 32 * 1024 * 1024
+
+
+def _memory() -> int:
+    """What this process uses, in bytes; 0 where nobody tells."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

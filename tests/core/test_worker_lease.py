@@ -104,7 +104,7 @@ class Doubtful(MemoryExchange):
         self.said = 0
 
     async def send(self, queue: str, envelopes: Sequence[Envelope]) -> Sequence[Fate]:
-        if envelopes[0].type == "leased":
+        if any(envelope.type == "leased" for envelope in envelopes):
             self.said += 1
             if self.said < 3:
                 depth = await self.depth(work_queue("GATE"))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -11,16 +11,20 @@ import pytest
 
 from dane_core import Worker
 from dane_core.exchange.amqp import AmqpExchange, connect
+from dane_core.exchange.base import Depth
 from dane_core.message import Answer, Ask, Goodbye, Hello
 from dane_core.routing import work_queue
+from dane_core.worker.attempt import Pace
 from tests.contracts.steps import eventually, exchange_names
 from tests.core import zoo
-from tests.core.desk import Desk, Echo, Gate, message, served
+from tests.core.desk import LONG, Desk, Echo, Gate, message, served
 from tests.services.proxy import Proxy, proxy_to
 
 pytestmark = pytest.mark.services
 
 PATIENCE = timedelta(seconds=5)
+#: A task that runs for a moment goes on without its message.
+HASTY = Pace(started=LONG, progress=LONG, courtesy=LONG, hand_off=timedelta(milliseconds=200))
 
 
 class Wire(NamedTuple):
@@ -135,6 +139,24 @@ async def test_a_drained_worker_leaves_the_rest_in_the_queue(wire: Wire) -> None
         await serving
 
         assert await desk.waiting(Gate) == 3
+
+
+async def test_ten_lanes_begin_ten_equal_tasks_at_once_and_hold_no_others(wire: Wire) -> None:
+    """A lane with a long task would else hold the next one, while another lane is idle."""
+    async with AsyncExitStack() as lanes:
+        for _ in range(10):
+            desk, _ = await lanes.enter_async_context(served_over(wire, Gate, pace=HASTY))
+        await desk.send(*(message(Gate, number) for number in range(1, 14)))
+        async with asyncio.timeout(10):
+            begun = {await Gate.entered.get() for _ in range(10)}
+        await eventually(lambda: depth_is(desk, Depth(waiting=3, consumers=0)))
+
+        assert len(begun) == 10
+        assert Gate.entered.empty()
+
+
+async def depth_is(desk: Desk, expected: Depth) -> bool:
+    return await desk.exchange.depth(work_queue(Gate.key)) == expected
 
 
 async def is_empty(desk: Desk) -> bool:

@@ -633,6 +633,7 @@ async def test_health_says_whether_tasks_are_taken(caplog: pytest.LogCaptureFixt
         "slots": 1,
         "running": 1,
         "leased": [],
+        "watched": False,
         "last_heartbeat": None,
     }
     assert leaving.status_code == 503

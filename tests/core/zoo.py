@@ -52,6 +52,17 @@ class Wild(Worker):
         return {"pid": os.getpid()}
 
 
+class Loud(Worker):
+    """Prints more than anybody reads, and fails with a message as long."""
+
+    key = "LOUD"
+
+    def work(self, _task: TaskContext) -> None:
+        for _ in range(16):
+            sys.stderr.write("too much " * 131_072)
+        raise RuntimeError("too much " * 4_000_000)
+
+
 class Stubborn(Worker):
     """Writes its process id, then does not end by itself."""
 

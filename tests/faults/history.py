@@ -22,6 +22,8 @@ class Sent:
     job_id: int | None = None
     sound: bool = True  # the specification is one that is to be accepted
     content_type: str = ""
+    retry_after: str = ""  # as the header said
+    took: float = 0.0  # seconds
     paths: Sequence[str] = ()  # of the faults that were named
     body: str = ""  # of an answer that is not a success
     at: float = field(default_factory=time.monotonic)

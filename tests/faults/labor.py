@@ -26,7 +26,7 @@ class LaborArgs(BaseModel):
     steps: int = 0  # how often progress is told
     good: int = 1  # attempts before this one fail for now
     fatal: bool = False  # it fails for good
-    hold: str = ""  # goes on only once this word was said
+    hold: str = ""  # goes on only once this word was said; `go-2` is for attempt 2 alone
 
 
 class Shift:
@@ -52,13 +52,19 @@ class Shift:
         """Whether the work is done. Raises: Failed, when it was told to stop."""
         if self._task.cancelled:
             raise self._failed(499, "stopped when told to")
-        if self._args.hold and not self._history.has_word(self._args.hold):
+        if self._holds:
             return False
         left = self._ends_at - time.monotonic()
         if self._args.steps and self._args.seconds:
             step = int(self._args.steps * (1 - max(left, 0) / self._args.seconds))
             self._task.progress(step / self._args.steps)
         return left <= 0
+
+    @property
+    def _holds(self) -> bool:
+        word = self._args.hold
+        words = (word, f"{word}-{self._task.attempt}")
+        return bool(word) and not any(map(self._history.has_word, words))
 
     def end(self) -> dict[str, Any]:
         """What the work answers with. Raises: Failed, as it was told."""

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,6 +87,14 @@ class Process:
         """As `kill -9` does."""
         self._end_with(signal.SIGKILL)
 
+    def kill_family(self) -> None:
+        """With everything it has started, as when its machine loses power."""
+        family = [self.pid, *_descendants(self.pid)]
+        self.may_end = True
+        for pid in family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def terminate(self) -> None:
         self._end_with(signal.SIGTERM)
 
@@ -131,3 +141,12 @@ class Process:
 
     def tail(self, lines: int = 12) -> str:
         return "\n".join(self.log.strip().splitlines()[-lines:]) or "(no output)"
+
+
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError):
+            for child in (task / "children").read_text().split():
+                found += [int(child), *_descendants(int(child))]
+    return found

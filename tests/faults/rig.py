@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ from dane_server.storage.tables import jobs, rejected, tasks
 from tests.faults import evidence
 from tests.faults.history import FOLDER_VARIABLE, Acted, History, Sent
 from tests.faults.labor import CREW, EVERYONE
-from tests.faults.oracle import Evidence, Footprint, violations
+from tests.faults.oracle import SETTLED, Evidence, Footprint, violations
 from tests.faults.process import PATIENCE, Process
 from tests.faults.seams import CRASH_VARIABLE, PASSED_VARIABLE
 from tests.faults.workload import LIGHT, Load, Workload
@@ -238,18 +238,20 @@ class Rig:
         headers = {"Idempotency-Key": key} if key else {}
         server = server or self._some_server()
         source_id = str(spec.get("source_id"))
+        began = time.monotonic()
         try:
             answer = await self._client.post(f"{server.url}/DANE/job", json=spec, headers=headers)
         except httpx.TransportError as fault:
             sent = Sent(source_id=source_id, status=0, key=key, sound=sound, body=repr(fault))
         else:
             sent = _sent(source_id, key, answer, sound=sound)
+        sent = replace(sent, took=round(time.monotonic() - began, 3))
         self.history.note(sent)
         return sent
 
     async def post(self, spec: Json, *, key: str | None = None, within: float = PATIENCE) -> int:
         """Post a job until it is accepted, always with the same key; its id."""
-        key = key or f"key of {spec['source_id']}".replace(" ", "-")
+        key = key or _key_of(spec)
         async with asyncio.timeout(within):
             while True:
                 sent = await self.try_post(spec, key=key)
@@ -258,6 +260,10 @@ class Rig:
                     return sent.job_id
                 assert sent.status in (0, 503), sent
                 await asyncio.sleep(_LOOK)
+
+    async def accepts(self, spec: Json) -> bool:
+        """Whether a job is accepted now; asked with one key, it is one job."""
+        return (await self.try_post(spec, key=_key_of(spec))).status == 201
 
     async def load(
         self, number: int, load: Load = LIGHT, *, seed: int | str = 1, at_once: int = 8
@@ -287,6 +293,13 @@ class Rig:
             answer = await self._client.post(f"{url}/{act}")
         answer.raise_for_status()
         self.history.note(Acted(act=act, job_id=job_id))
+
+    async def act_on_task(self, act: str, task_id: int) -> None:
+        """`retry`, `forceretry` or `reset` of one task."""
+        answer = await self._client.post(f"{self._some_server().url}/DANE/task/{task_id}/{act}")
+        answer.raise_for_status()
+        job_id = (await self.row(task_id)).job_id
+        self.history.note(Acted(act=act, job_id=job_id, task_id=task_id))
 
     def _some_server(self) -> Process:
         serving = [process for process in self.processes if process.url and process.alive]
@@ -323,9 +336,28 @@ class Rig:
         async with self.engine.connect() as connection:
             return (await connection.execute(sa.select(tasks).where(tasks.c.id == task_id))).one()
 
+    async def is_(self, task_id: int, state: str) -> bool:
+        """Whether a task is in this state."""
+        return bool((await self.row(task_id)).state == state)
+
+    async def all_are(self, job_id: int, state: str) -> bool:
+        """Whether all tasks of a job are in this state."""
+        return set((await self.states(job_id)).values()) == {state}
+
+    async def is_leased(self, task_id: int) -> bool:
+        """Whether a task lives on a lease in the store, and not on its message."""
+        row = await self.row(task_id)
+        return bool(row.leased and row.state == "running")
+
     async def was_rejected(self, task_id: int, reason: str) -> bool:
         """Whether answers for a task were refused for this reason, and counted."""
         return await self.rejections(task_id, reason) > 0
+
+    async def counts(self, task_id: int, reason: str, times: int) -> bool:
+        return await self.rejections(task_id, reason) >= times
+
+    async def all_settled(self, job_id: int) -> bool:
+        return set((await self.states(job_id)).values()) <= SETTLED
 
     async def rejections(self, task_id: int, reason: str) -> int:
         query = sa.select(sa.func.coalesce(sa.func.sum(rejected.c.times), 0)).where(
@@ -333,6 +365,11 @@ class Rig:
         )
         async with self.engine.connect() as connection:
             return int((await connection.scalars(query)).one())
+
+    async def starts(self) -> int:
+        """How often tasks were let start again because they may have ended a worker."""
+        async with self.engine.connect() as connection:
+            return int((await connection.scalars(sa.select(sa.func.sum(tasks.c.starts)))).one())
 
     async def tasks_of(self, job_id: int) -> list[int]:
         """The ids of a job's tasks, in the order of its specification."""
@@ -500,6 +537,10 @@ async def _running(rig: Rig) -> AsyncIterator[Rig]:
         await rig.close()
 
 
+def _key_of(spec: Json) -> str:
+    return f"key-of-{spec['source_id']}".replace(" ", "-")
+
+
 def _port(url: str | None) -> int | None:
     return urlsplit(url).port if url else None
 
@@ -519,6 +560,7 @@ def _sent(source_id: str, key: str | None, answer: httpx.Response, *, sound: boo
         sound=sound,
         job_id=body.get("job_id") if good else None,
         content_type=kind,
+        retry_after=answer.headers.get("retry-after", ""),
         paths=[] if good else [str(fault.get("path")) for fault in body.get("errors", ())],
         body="" if good else answer.text[:2000],
     )

@@ -130,6 +130,12 @@ SEAMS: Final = (
         counts=lambda call: call.args[0].queue == RESPONSE_QUEUE and _record.settled,
     ),
     Seam(
+        point="attempt-closed",  # of a lost worker; the next one is there to be sent
+        program="server",
+        target="dane_server.storage.sweeps:Sweeps.lose",
+        counts=lambda call: bool(call.result),
+    ),
+    Seam(
         point="server-draining",
         program="server",
         target="dane_server.app:_Team.drain",

@@ -20,7 +20,8 @@ async def after_the_crash(rig: Rig, armed: str, *posts: Json) -> list[int]:
     """Post to a server that dies at a point, and again to the next; the jobs, once they ended."""
     await rig.worker(Toil)
     doomed = await rig.server(crash=armed)
-    await asyncio.gather(*(rig.try_post(spec, key=key_of(spec), server=doomed) for spec in posts))
+    posting = (rig.try_post(spec, key=key_of(spec), server=doomed) for spec in posts)
+    assert {sent.status for sent in await asyncio.gather(*posting)} <= {0, 201, 503}
     await doomed.crashed()
     rig.healed()
     await rig.server()
@@ -94,13 +95,13 @@ async def test_with_the_default_settings_a_claim_is_taken_up_again_in_time(rig: 
 
     Sent again within 20 s, and executed once.
     """
-    usual = {"RUNNER": {"SWEEP": 5, "LEASE": 15}}
+    usual = {"SWEEP": 5, "LEASE": 15}
     await rig.worker(Toil)
-    doomed = await rig.server(crash="claimed:1", **usual)
+    doomed = await rig.server(crash="claimed:1", RUNNER=usual)
     await rig.try_post(job("claimed"), key="again", server=doomed)
     await doomed.crashed()
     rig.healed()
-    await rig.server(**usual)
+    await rig.server(RUNNER=usual)
 
     took = await rig.recovered(25, await rig.post(job("claimed"), key="again"))
 
@@ -115,7 +116,8 @@ async def test_what_was_published_and_not_confirmed_has_one_result(rig: Rig) -> 
 
     Perhaps two deliveries; one result.
     """
-    await after_the_crash(rig, "task-published:1", job("published", ["TOIL"] * 5))
+    five = {"taskParallel": ["TOIL"] * 5}
+    await after_the_crash(rig, "task-published:1", job("published", five))
 
     rig.outcome = f"{len(rig.history.began())} executions of 5 tasks, one result each"
 
@@ -126,7 +128,8 @@ async def test_what_was_confirmed_and_not_marked_has_one_result(rig: Rig) -> Non
 
     Perhaps two deliveries; one result.
     """
-    await after_the_crash(rig, "task-confirmed:1", job("confirmed", ["TOIL"] * 5))
+    five = {"taskParallel": ["TOIL"] * 5}
+    await after_the_crash(rig, "task-confirmed:1", job("confirmed", five))
 
     rig.outcome = f"{len(rig.history.began())} executions of 5 tasks, one result each"
 
@@ -202,6 +205,32 @@ async def test_of_a_hundred_answers_all_are_recorded_or_none(rig: Rig) -> None:
     await rig.recovered(SOON, job_id)
     assert len(rig.history.began()) == 100
     rig.outcome = "none recorded, then all; executed once each"
+
+
+@row(10)
+async def test_a_runner_that_dies_after_it_closed_an_attempt_leaves_it_closed(rig: Rig) -> None:
+    """Killed when the attempt of a lost worker was closed, and the next one not yet sent.
+
+    The old result is refused, the new attempt runs.
+    """
+    leased = {"HAND_OFF": 0.5, "BEAT": 0.5}
+    doomed = await rig.server(crash="attempt-closed:1")
+    zombie = await rig.worker(Toil, WORKER=leased)
+    job_id = await rig.post(job("closed", toil(hold="go")))
+    [task] = await rig.tasks_of(job_id)
+    await rig.until(lambda: rig.is_leased(task))
+    zombie.freeze()
+    await doomed.crashed()
+    rig.healed()
+    await rig.server()
+    await rig.worker(Toil)
+    await rig.begun(task_id=task, attempt=2)
+    rig.history.say("go")
+    await rig.recovered(SOON, job_id)
+    zombie.thaw()
+
+    await rig.until(lambda: rig.was_rejected(task, "stale"), SOON)
+    rig.outcome = "attempt 2 was recorded, the answer of attempt 1 refused as stale"
 
 
 @row(12)

@@ -31,7 +31,7 @@ def clock_put(store: Store, by: int) -> Iterator[None]:
     def later_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
         return f"{_SQLITE.format(by=by)}, {seconds(element, compiler, kw)} || ' seconds')"
 
-    words = {
+    words: dict[Any, dict[str, Any]] = {
         functions.now: {"default": now, "sqlite": now_sqlite},
         functions.later: {"default": later, "sqlite": later_sqlite},
     }

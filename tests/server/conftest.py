@@ -4,14 +4,19 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from dane_core.exchange.amqp import connect
+from dane_core.exchange.base import Exchange
+from dane_core.exchange.memory import MemoryExchange
 from dane_server.storage.engine import Store, open_store
 from tests.server.ledger import Ledger
 from tests.server.stores import empty_store
 
 _DATABASES = ["sqlite", pytest.param("mariadb", marks=pytest.mark.services)]
+_WAYS = ["embedded", pytest.param("real", marks=pytest.mark.services)]
 
 
 async def _prepare(url: str) -> None:
@@ -58,3 +63,23 @@ def store(request: pytest.FixtureRequest) -> Store:
 def ledger(store: Store) -> Ledger:
     """A store with its writer, reader and acts, once on SQLite and once on MariaDB."""
     return Ledger.of(store)
+
+
+@pytest.fixture(params=_WAYS)
+def placed_ledger(request: pytest.FixtureRequest) -> Ledger:
+    """A ledger that goes with `placed_exchange`: on SQLite, or on MariaDB."""
+    name = "sqlite_store" if request.param == "embedded" else "mariadb_store"
+    return Ledger.of(request.getfixturevalue(name))
+
+
+@pytest.fixture
+async def placed_exchange(
+    request: pytest.FixtureRequest, placed_ledger: Ledger
+) -> AsyncIterator[Exchange]:
+    """An exchange that goes with `placed_ledger`: in memory, or on RabbitMQ."""
+    if placed_ledger.store.engine.dialect.name == "sqlite":
+        yield MemoryExchange()
+        return
+    url, own = request.getfixturevalue("amqp_url"), uuid4().hex
+    async with connect(url, task_exchange=f"t.{own}", control_exchange=f"c.{own}") as exchange:
+        yield exchange

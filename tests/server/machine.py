@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 )
 
 from dane_core.job import JobId, TaskId
-from dane_core.message import Answer
+from dane_core.message import Answer, Gone
 from dane_core.states import (
     ANSWERS,
     IN_FLIGHT,
@@ -29,11 +29,23 @@ from dane_server.storage.view import Claim
 from dane_server.storage.writer import Writer
 from tests.server.audit import Books, Node, faults_in, read_books, rows_left
 from tests.server.crash import Crash, Crashing
-from tests.server.ledger import Ledger, answer, ask, progress, released, started, task
+from tests.server.ledger import (
+    Ledger,
+    answer,
+    ask,
+    heartbeat,
+    hello,
+    leased,
+    progress,
+    released,
+    started,
+    task,
+)
 
 T = TypeVar("T")
 
 KEYS = ("A", "B", "C")
+WORKERS = ("w1", "w2")
 NOW = timedelta(0)
 
 _tasks = st.builds(
@@ -142,6 +154,46 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 1000))
     def ask_before_running(self, pick: int) -> None:
         self.watch(self.ledger.writer.judge([ask(self.picked(pick))]))
+
+    @precondition(lambda self: self.claims)
+    @rule(
+        picks=st.lists(st.integers(0, 1000), min_size=1, max_size=3),
+        worker=st.sampled_from(WORKERS),
+        lease=st.sampled_from([0.0, 60.0]),
+    )
+    def hand_off(self, picks: Sequence[int], worker: str, lease: float) -> None:
+        said = [leased(self.picked(pick), worker, lease) for pick in picks]
+        self.watch(self.ledger.writer.note_reports([], [], [], leased=said))
+
+    @precondition(lambda self: self.claims)
+    @rule(
+        picks=st.lists(st.integers(0, 1000), min_size=1, max_size=4),
+        worker=st.sampled_from(WORKERS),
+    )
+    def beat(self, picks: Sequence[int], worker: str) -> None:
+        said = heartbeat(*map(self.picked, picks), worker=worker)
+        self.watch(self.ledger.writer.note_reports([], [], [], heartbeats=[said]))
+
+    @precondition(lambda self: self.claims)
+    @rule(asks=st.lists(st.tuples(st.integers(0, 1000), st.sampled_from(WORKERS)), min_size=1))
+    def get_messages_again(self, asks: Sequence[tuple[int, str]]) -> None:
+        said = [ask(self.picked(pick), worker, redelivered=True) for pick, worker in asks]
+        objections = self.watch(self.ledger.writer.judge(said))
+        assert len(objections) == len(said)
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def greet(self, worker: str) -> None:
+        self.watch(self.ledger.writer.see_workers([hello(*KEYS, worker=worker)]))
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def end_worker(self, worker: str) -> None:
+        self.watch(self.ledger.writer.lose_workers([Gone(worker=worker)]))
+
+    @rule()
+    def end_leases(self) -> None:
+        running = self.run(self.ledger.sweeps.look()).running
+        over = [one for one in running if one.leased and one.left <= 0]
+        self.watch(self.ledger.sweeps.lose(over, "was not heard of", limit=3))
 
     @rule()
     def sweep(self) -> None:

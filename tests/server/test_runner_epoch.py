@@ -1,14 +1,12 @@
 """A broker that was wiped is noticed, once, and what it lost is sent again; no other ever is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from uuid import uuid4
 
 import pytest
 
 from dane_core.errors import ExchangeUnreachable
-from dane_core.exchange.amqp import connect
 from dane_core.exchange.base import Depth, Exchange, Fate
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.job import JobId
@@ -30,21 +28,14 @@ DISPATCHING, QUEUED, READY, RUNNING = (
 )
 
 
-@pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.services)])
-def ledger(request: pytest.FixtureRequest) -> Ledger:
-    store = "sqlite_store" if request.param == "embedded" else "mariadb_store"
-    return Ledger.of(request.getfixturevalue(store))
+@pytest.fixture
+def ledger(placed_ledger: Ledger) -> Ledger:
+    return placed_ledger
 
 
 @pytest.fixture
-async def exchange(request: pytest.FixtureRequest, ledger: Ledger) -> AsyncIterator[Exchange]:
-    if ledger.store.engine.dialect.name == "sqlite":
-        yield MemoryExchange()
-        return
-    url = request.getfixturevalue("amqp_url")
-    own = uuid4().hex
-    async with connect(url, task_exchange=f"t.{own}", control_exchange=f"c.{own}") as exchange:
-        yield exchange
+def exchange(placed_exchange: Exchange) -> Exchange:
+    return placed_exchange
 
 
 def marker(ledger: Ledger, exchange: Exchange, sweeps: Sweeps | None = None) -> Marker:

@@ -739,13 +739,13 @@ async def test_workers_are_told_what_operators_did(office: Office) -> None:
 
     assert said == [
         Control(act="recall", job_id=job),
-        Control(act="cancel", task_id=found.id, attempt=1),
-        Control(act="cancel", task_id=found.id, attempt=2),
+        Control(act="cancel", task_id=found.id, attempt=1, grace=10.0),
+        Control(act="cancel", task_id=found.id, attempt=2, grace=10.0),
         Control(act="recall", key="A"),
         Control(act="pause", key="A"),
         Control(act="resume", key="A"),
-        Control(act="cancel", job_id=job),
-        Control(act="cancel", job_id=job),
+        Control(act="cancel", job_id=job, grace=10.0),
+        Control(act="cancel", job_id=job, grace=10.0),
     ]
 
 

@@ -1,6 +1,7 @@
 """Questions and changes of an operator, each a function named after it. No I/O here."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -146,9 +147,9 @@ def recall(ids: Sequence[int]) -> sa.Update:
     )
 
 
-def note_cut(job_ids: Sequence[int]) -> sa.Update:
-    """Work on these jobs was taken away from workers just now; it may go on for a while."""
-    return sa.update(jobs).where(jobs.c.id.in_(job_ids)).values(cut_at=now())
+def note_cut(job_ids: Sequence[int], at: datetime) -> sa.Update:
+    """Work on these jobs was taken away from workers then; it may go on for a while."""
+    return sa.update(jobs).where(jobs.c.id.in_(job_ids)).values(cut_at=at)
 
 
 def flag_job(job_id: int, **flags: bool) -> sa.Update:

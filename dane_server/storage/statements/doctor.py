@@ -25,15 +25,21 @@ COUNTERS: Final = ("active", "held", "succeeded", "failed", "forgiven", "cancell
 _UNFINISHED: Final = (JobStatus.ACCEPTED, JobStatus.RUNNING, JobStatus.PAUSED)
 #: Tasks of one state that are looked through for strays, those due first.
 _SAMPLE: Final = 2000
+#: Seconds for which a job that has failed is looked at still.
+_LATELY: Final = 3600
 
 
 # --- jobs and their graphs --------------------------------------------------------------------
 
 
 def unfinished_jobs(after: int, limit: int) -> sa.Select[Any]:
-    """Jobs that are not over, by either of the two ways in which the store says so."""
+    """Jobs that are not over, by either of the two ways in which the store says so.
+
+    And those that failed lately: one that has come to a stop by mistake looks like them.
+    """
     open_ended = jobs.c.finished_at.is_(None)
-    ways = [open_ended, *(jobs.c.status == status.value for status in _UNFINISHED)]
+    stopped = sa.and_(jobs.c.status == JobStatus.FAILED, jobs.c.finished_at > later(-_LATELY))
+    ways = [open_ended, stopped, *(jobs.c.status == status.value for status in _UNFINISHED)]
     found = sa.union(
         *(
             sa.select(

@@ -62,7 +62,7 @@ def still_old(job_id: int, ends: Sequence[JobStatus], seconds: float) -> sa.Sele
     )
 
 
-def old_request_keys(seconds: float, limit: int) -> sa.Select[Any]:
+def old_request_keys(seconds: float, limit: int | None) -> sa.Select[Any]:
     return (
         sa.select(once.c.request_key)
         .where(once.c.created_at < later(-seconds))
@@ -71,11 +71,15 @@ def old_request_keys(seconds: float, limit: int) -> sa.Select[Any]:
     )
 
 
+def number_of(found: sa.Select[Any]) -> sa.Select[Any]:
+    return sa.select(sa.func.count()).select_from(found.subquery())
+
+
 def forget_request_keys(keys: Sequence[str], seconds: float) -> sa.Delete:
     return sa.delete(once).where(once.c.request_key.in_(keys), once.c.created_at < later(-seconds))
 
 
-def old_rejections(seconds: float, limit: int) -> sa.Select[Any]:
+def old_rejections(seconds: float, limit: int | None) -> sa.Select[Any]:
     return (
         sa.select(rejected.c.task_id, rejected.c.attempt, rejected.c.reason)
         .where(rejected.c.last_at < later(-seconds))

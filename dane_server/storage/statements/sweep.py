@@ -142,12 +142,7 @@ def watch(ids: Sequence[int], lease: float) -> sa.Update:
 
 def keys_queued() -> sa.Select[Any]:
     """The keys that have tasks in a queue."""
-    return (
-        sa.select(tasks.c.task_key)
-        .with_hint(tasks, _BY_KEY, "mysql")
-        .where(tasks.c.state == TaskState.QUEUED)
-        .distinct()
-    )
+    return sa.select(tasks.c.task_key).where(tasks.c.state == TaskState.QUEUED).distinct()
 
 
 def queued_since(key: str, time: datetime) -> sa.Select[Any]:

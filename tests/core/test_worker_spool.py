@@ -1,0 +1,389 @@
+"""Answers that outlive the worker that had them."""
+
+import asyncio
+import json
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dane_core import TaskContext, Worker
+from dane_core.exchange.base import Exchange, Fate
+from dane_core.exchange.memory import MemoryExchange
+from dane_core.job import TaskId
+from dane_core.message import Answer, Ask, Envelope, TaskMessage, Ticket
+from dane_core.routing import RESPONSE_QUEUE
+from dane_core.worker.outbox import Outbox
+from dane_core.worker.spool import Spool, spool_folder
+from tests.core.desk import Echo, message, served
+
+
+def ticket(number: int = 1, *, attempt: int = 1, token: str = "t") -> Ticket:
+    return Ticket(task_id=TaskId(number), attempt=attempt, dispatch=1, token=token)
+
+
+def answer(number: int = 1, *, runtime: float = 5.0) -> Answer:
+    return Answer(
+        ticket=ticket(number),
+        state=200,
+        message="fine, ü",
+        response={"a": [1, None, "ß"]},
+        worker="w0",
+        runtime=runtime,
+    )
+
+
+def spool_of(name: str, folder: Path, host: str = "h") -> Spool:
+    return Spool(folder, f"{host}-{name}", host)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*.json"))
+
+
+def all_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+class Taker:
+    """Whoever is sent answers; takes them, or not."""
+
+    def __init__(self, *, takes: bool = True) -> None:
+        self.takes = takes
+        self.got: list[Answer] = []
+
+    async def __call__(self, answer: Answer) -> bool:
+        self.got.append(answer)
+        return self.takes
+
+
+# --- on disk --------------------------------------------------------------------------------------
+
+
+async def test_an_answer_of_a_dead_worker_is_sent_by_the_next_and_then_gone(tmp_path: Path) -> None:
+    dead = spool_of("1", tmp_path)
+    assert await dead.keep(answer())
+    dead.close()
+    taker = Taker()
+
+    await spool_of("2", tmp_path).send_left(taker)
+
+    assert taker.got == [answer()]
+    assert all_in(tmp_path) == []
+
+
+async def test_what_a_living_worker_has_is_left_to_it(tmp_path: Path) -> None:
+    living, taker = spool_of("1", tmp_path), Taker()
+    await living.keep(answer())
+
+    await spool_of("2", tmp_path).send_left(taker)
+
+    assert taker.got == []
+    assert files(tmp_path) == ["1.1.json"]
+
+
+async def test_of_two_that_start_at_once_each_answer_goes_to_one(tmp_path: Path) -> None:
+    for name in "abc":
+        dead = spool_of(name, tmp_path)
+        for number in range(5):
+            await dead.keep(answer(ord(name) * 10 + number))
+        dead.close()
+    taker = Taker()
+
+    await asyncio.gather(*(spool_of(str(each), tmp_path).send_left(taker) for each in range(3)))
+    await spool_of("last", tmp_path).send_left(taker)
+
+    assert len(taker.got) == len({one.ticket for one in taker.got}) == 15
+    assert files(tmp_path) == []
+
+
+async def test_an_answer_that_nobody_takes_stays(tmp_path: Path) -> None:
+    dead = spool_of("1", tmp_path)
+    await dead.keep(answer(1))
+    await dead.keep(answer(2))
+    dead.close()
+    taker, next_one = Taker(takes=False), spool_of("2", tmp_path)
+
+    await next_one.send_left(taker)
+    assert len(taker.got) == 1
+    taker.takes = True
+    await next_one.send_left(taker)
+
+    assert [one.ticket.task_id for one in taker.got] == [1, 1, 2]
+
+
+async def test_what_is_kept_is_nobody_elses_to_read(tmp_path: Path) -> None:
+    spool = spool_of("1", tmp_path / "spool" / "deployment")
+    await spool.keep(answer())
+
+    modes = {
+        path.name: oct(stat.S_IMODE(path.stat().st_mode))
+        for path in [tmp_path / "spool", *(tmp_path / "spool").rglob("*")]
+    }
+    assert modes == {
+        "spool": "0o700",
+        "deployment": "0o700",
+        "h-1": "0o700",
+        "lock": "0o600",
+        "1.1.json": "0o600",
+    }
+
+
+async def test_the_folder_of_another_host_is_taken_over_once_nobody_was_there_for_long(
+    tmp_path: Path,
+) -> None:
+    """Its lock may mean nothing here; a container never comes back under its old name."""
+    other = spool_of("1", tmp_path, host="elsewhere")
+    await other.keep(answer())
+    other.close()
+    taker, ours = Taker(), spool_of("2", tmp_path)
+
+    await ours.send_left(taker)
+    assert taker.got == []
+    os.utime(tmp_path / "elsewhere-1" / "lock", (0, 0))
+    await ours.send_left(taker)
+
+    assert taker.got == [answer()]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff", b"[]", b'{"v":1}', b'{"type":"goodbye","correlation_id":null,"headers":{}}'],
+)
+async def test_a_file_that_is_no_answer_is_put_aside_and_told(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = spool_of("1", tmp_path)
+    await dead.keep(answer(1))
+    await dead.keep(answer(2))
+    dead.close()
+    (tmp_path / "h-1" / "1.1.json").write_bytes(content)
+    taker = Taker()
+
+    await spool_of("2", tmp_path).send_left(taker)
+
+    assert [one.ticket.task_id for one in taker.got] == [2]
+    assert (tmp_path / "unreadable" / "h-1.1.1.json").read_bytes() == content
+    assert "is not an answer" in caplog.text
+
+
+async def test_an_answer_that_is_too_old_is_dropped_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = spool_of("1", tmp_path)
+    await dead.keep(answer())
+    dead.close()
+    os.utime(tmp_path / "h-1" / "1.1.json", (0, 0))
+    taker = Taker()
+
+    await spool_of("2", tmp_path).send_left(taker)
+
+    assert taker.got == []
+    assert files(tmp_path) == []
+    assert "7 days old" in caplog.text
+
+
+async def test_a_full_disk_is_told_once_and_harms_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = spool_of("1", tmp_path)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert not await spool.keep(answer(1))
+    assert not await spool.keep(answer(2))
+    monkeypatch.undo()
+
+    assert caplog.text.count("No space left on device") == 1
+    assert await spool.keep(answer(3))
+    assert files(tmp_path) == ["3.1.json"]
+    assert all_in(tmp_path) == ["3.1.json", "h-1", "lock"]
+
+
+async def test_a_folder_that_cannot_be_made_is_no_reason_to_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    spool, taker = spool_of("1", tmp_path / "file" / "spool"), Taker()
+
+    assert not await spool.keep(answer())
+    assert await spool.find(ticket()) is None
+    await spool.send_left(taker)
+    await spool.drop(ticket())
+    spool.close()
+
+    assert "answers are not kept on disk" in caplog.text
+
+
+async def test_what_is_found_for_a_ticket_is_the_answer_to_that_very_attempt(
+    tmp_path: Path,
+) -> None:
+    dead = spool_of("1", tmp_path)
+    await dead.keep(answer())
+    dead.close()
+    other = spool_of("2", tmp_path)
+
+    assert await other.find(ticket()) == answer()
+    assert await other.find(replace(ticket(), dispatch=7)) == answer()
+    assert await other.find(ticket(attempt=2)) is None
+    assert await other.find(ticket(token="forged")) is None
+
+
+def test_every_deployment_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    """An answer for one server means nothing to another, and would be lost there."""
+    urls = ["amqp://a:x@h/one", "amqp://a:x@h/two", "amqp://a:x@g/one", "amqp://a:x@h:1/one"]
+    folders = {spool_folder(tmp_path, url, "q") for url in urls}
+
+    assert len(folders) == 4
+    assert spool_folder(tmp_path, "amqp://b:y@h:5672/one", "q") in folders
+    assert spool_folder(tmp_path, urls[0], "r") not in folders
+
+
+# --- when it is used ------------------------------------------------------------------------------
+
+
+class Shaky(MemoryExchange):
+    """Confirms the first reports only when a test allows it, and notes what was on disk then."""
+
+    def __init__(self, folder: Path, *fates: Fate) -> None:
+        super().__init__()
+        self.folder = folder
+        self.fates = [*fates]
+        self.on_disk: list[list[str]] = []
+        self.alarm = ""
+
+    @property
+    def blocked(self) -> str:
+        return self.alarm
+
+    async def send(self, queue: str, envelopes: Sequence[Envelope]) -> Sequence[Fate]:
+        if envelopes[0].type != "answer":
+            return await super().send(queue, envelopes)
+        self.on_disk.append(files(self.folder))
+        if self.fates:
+            return [self.fates.pop(0)] * len(envelopes)
+        return await super().send(queue, envelopes)
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dane_core.worker.outbox._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dane_core.worker.outbox._ALARM_LOOK", 0.001)
+
+
+async def delivered(exchange: Shaky, what: Answer) -> None:
+    await exchange.declare_queue(RESPONSE_QUEUE)
+    outbox = Outbox(exchange, RESPONSE_QUEUE, spool_of("1", exchange.folder))
+    sending = asyncio.create_task(outbox.run())
+    await outbox.deliver(what)
+    sending.cancel()
+
+
+async def until_on_disk(folder: Path, names: list[str]) -> None:
+    async with asyncio.timeout(30):
+        while files(folder) != names:  # noqa: ASYNC110 - the disk has no event for it
+            await asyncio.sleep(0.001)
+
+
+async def test_an_answer_that_took_long_is_on_disk_before_it_is_sent(tmp_path: Path) -> None:
+    exchange = Shaky(tmp_path)
+
+    await delivered(exchange, answer(runtime=1.0))
+
+    assert exchange.on_disk == [["1.1.json"]]
+    assert files(tmp_path) == []
+
+
+async def test_an_answer_that_took_no_time_never_touches_the_disk(tmp_path: Path) -> None:
+    exchange = Shaky(tmp_path)
+
+    await delivered(exchange, answer(runtime=0.9))
+
+    assert exchange.on_disk == [[]]
+    assert all_in(tmp_path) == []
+
+
+async def test_any_answer_that_is_not_taken_at_first_is_kept_until_it_is(tmp_path: Path) -> None:
+    exchange = Shaky(tmp_path, Fate.UNKNOWN, Fate.REFUSED)
+
+    await delivered(exchange, answer(runtime=0.1))
+
+    assert exchange.on_disk == [[], ["1.1.json"], ["1.1.json"]]
+    assert files(tmp_path) == []
+
+
+async def test_nothing_is_said_twice_to_a_blocked_broker(tmp_path: Path) -> None:
+    """What is said then waits on the wire and arrives after all; meanwhile the disk has it."""
+    exchange = Shaky(tmp_path)
+    exchange.alarm = "low on memory"
+    delivering = asyncio.create_task(delivered(exchange, answer(runtime=0.1)))
+    await until_on_disk(tmp_path, ["1.1.json"])
+    exchange.alarm = ""
+    await delivering
+
+    assert exchange.on_disk == [["1.1.json"]]
+    assert files(tmp_path) == []
+
+
+class Once(Worker):
+    """Must not run again."""
+
+    key = "ECHO"
+
+    async def work(self, task: TaskContext) -> Any:
+        raise AssertionError(task)
+
+
+async def test_a_task_that_comes_again_is_answered_from_the_disk(tmp_path: Path) -> None:
+    """Its worker died after the work; nobody is asked, and nothing is run."""
+    dead = Spool(tmp_path, "elsewhere-1", "elsewhere")  # not found by looking for the dead
+    await dead.keep(answer(7))
+    dead.close()
+    exchange = MemoryExchange()
+    await leave_in_queue(exchange, message(Echo, 7), message(Echo, 8))
+    async with served(Once, exchange=exchange, spool=tmp_path) as (desk, _):
+        found = await desk.hear(Answer)
+        ask = await desk.hear(Ask)
+
+        assert found == answer(7)
+        assert ask.ticket.task_id == 8
+        assert [type(one) for one in desk.heard].count(Answer) == 1
+    assert files(tmp_path) == []
+
+
+async def leave_in_queue(exchange: Exchange, *tasks: TaskMessage) -> None:
+    """Take tasks from their queue and leave, as a worker does that dies."""
+    await exchange.declare_queue("dane.ECHO", ["#.ECHO"])
+    await exchange.publish([("video.ECHO", task.seal(RESPONSE_QUEUE)) for task in tasks])
+    async with exchange.consume("dane.ECHO", prefetch=len(tasks)) as hands:
+        await hands.take(len(tasks))
+
+
+async def test_a_worker_that_starts_sends_what_another_has_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = Spool(tmp_path, "elsewhere-1", "elsewhere")
+    await dead.keep(answer(7))
+    dead.close()
+    os.utime(tmp_path / "elsewhere-1" / "lock", (0, 0))
+    caplog.set_level(logging.INFO)
+
+    async with served(Echo, spool=tmp_path) as (desk, _):
+        assert await desk.hear(Answer) == answer(7)
+        await until_on_disk(tmp_path, [])
+    assert "sent what elsewhere-1 had left: the answer of task 7" in caplog.text
+
+
+async def test_what_is_on_disk_can_be_read_by_people(tmp_path: Path) -> None:
+    await spool_of("1", tmp_path).keep(answer())
+
+    saved = json.loads((tmp_path / "h-1" / "1.1.json").read_bytes())
+    assert saved["correlation_id"] == "1"
+    assert json.loads(saved["body"])["message"] == "fine, ü"

@@ -1,0 +1,274 @@
+"""What workers say of running attempts is taken down; what cannot be is put aside."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from dane_core.errors import StoreUnreachable
+from dane_core.exchange.memory import MemoryExchange
+from dane_core.message import (
+    Answer,
+    Ask,
+    Control,
+    Gone,
+    Heartbeat,
+    Hello,
+    Leased,
+    Started,
+    Ticket,
+    open_control,
+    open_verdict,
+)
+from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE, inbox_queue
+from dane_core.states import TaskState
+from dane_server.runner.bell import LocalBell
+from dane_server.runner.dispatch import Dispatcher
+from dane_server.runner.record import Recorder
+from dane_server.runner.ticket import Signer
+from dane_server.storage.view import Claim, Recorded, Rejected
+from dane_server.storage.writer import Writer
+from tests.server.audit import audit
+from tests.server.ledger import Ledger, parallel, sequence
+from tests.server.scripted import PATIENT, Office, at_work, done, until
+
+
+@pytest.fixture
+async def office(ledger: Ledger) -> AsyncIterator[Office]:
+    """A runner that does nothing by the clock, and an exchange in this process."""
+    async with at_work(ledger) as office:
+        yield office
+
+
+async def given_out(office: Office, tasks: Any, number: int = 1) -> list[Ticket]:
+    """Submit a job whose tasks stay with their workers; what these hold."""
+    await office.hire("A", "B", script=lambda _: None)
+    await office.submit(tasks)
+
+    async def seen() -> bool:
+        return len(office.seen) == number
+
+    await until(seen)
+    return [task.ticket for task in office.seen]
+
+
+async def say(office: Office, *reports: Any) -> None:
+    await office.exchange.send(RESPONSE_QUEUE, [report.seal() for report in reports])
+
+
+async def state_is(office: Office, ticket: Ticket, state: TaskState) -> None:
+    async def holds() -> bool:
+        return (await office.ledger.reader.task(ticket.task_id)).task.state is state
+
+    await until(holds)
+
+
+# --- in one batch -------------------------------------------------------------------------------
+
+
+async def test_an_answer_wins_over_all_else_that_is_said_in_its_batch(office: Office) -> None:
+    """Its worker died right after it: what it has done is not done again."""
+    first, second = await given_out(office, parallel("A", "A"), 2)
+
+    await say(
+        office,
+        Started(ticket=first, worker="w1", runtime=1.0),
+        Leased(ticket=first, worker="w1", runtime=60.0, lease=60.0),
+        Gone(worker="w1"),
+        done(office.seen[0]),
+        done(office.seen[1]),
+        Heartbeat(worker="w1", running=(first, second), lease=60.0),
+        Leased(ticket=second, worker="w1", runtime=60.0, lease=60.0),
+    )
+    await state_is(office, second, TaskState.SUCCEEDED)
+
+    task = (await office.ledger.reader.task(first.task_id)).task
+    assert (task.state, task.attempt) == (TaskState.SUCCEEDED, 1)
+    assert await audit(office.ledger.store, task.job_id) == []
+
+
+async def test_the_task_of_a_worker_that_is_gone_is_sent_again_at_once(office: Office) -> None:
+    [ticket] = await given_out(office, "A")
+
+    await say(office, Leased(ticket=ticket, worker="w1", runtime=60.0, lease=60.0))
+    await state_is(office, ticket, TaskState.RUNNING)
+    await say(office, Gone(worker="w1", reason="ended by SIGKILL"))
+
+    async def sent_again() -> bool:
+        return [task.ticket.attempt for task in office.seen] == [1, 2]
+
+    await until(sent_again)
+    [attempt] = (await office.ledger.reader.task(ticket.task_id)).attempts
+    assert attempt.message == "worker w1 is gone: ended by SIGKILL"
+
+
+# --- words to workers -----------------------------------------------------------------------------
+
+
+async def test_a_worker_at_work_on_an_old_attempt_is_told_to_stop(office: Office) -> None:
+    """It may have been silent for ten minutes: another has its task."""
+    async with office.exchange.listen(inbox_queue("w1")) as inbox:
+        [ticket] = await given_out(office, "A")
+        await office.runner.force_task(ticket.task_id)
+        await asyncio.wait_for(inbox.take(1), 5)  # what the operator's act says to all
+
+        await say(office, Heartbeat(worker="w1", running=(ticket, ticket), lease=60.0))
+
+        [delivery] = await asyncio.wait_for(inbox.take(10), 5)
+    order = open_control(delivery.envelope)
+    assert replace(order, grace=None) == Control(
+        act="cancel", task_id=ticket.task_id, attempt=ticket.attempt
+    )
+
+
+async def test_a_living_worker_keeps_its_task_when_another_gets_the_message(
+    office: Office,
+) -> None:
+    [ticket] = await given_out(office, "A")
+    await say(office, Started(ticket=ticket, worker="w1", runtime=1.0))
+
+    async with office.exchange.listen("inbox") as inbox:
+        await say(office, Ask(ticket=ticket, worker="w2", reply_to="inbox", redelivered=True))
+        [delivery] = await asyncio.wait_for(inbox.take(1), 5)
+
+    verdict = open_verdict(delivery.envelope)
+    assert (verdict.run, verdict.reason) == (False, "worker w1 has it")
+
+
+# --- what is not believed -------------------------------------------------------------------------
+
+
+async def test_forged_reports_of_every_kind_are_counted_and_dropped(office: Office) -> None:
+    [genuine] = await given_out(office, sequence("A", "B"))
+    forged = replace(genuine, token="0" * 32)
+    unheard_of = replace(forged, attempt=99)
+
+    await say(
+        office,
+        Started(ticket=forged, worker="x", runtime=1.0),
+        Leased(ticket=forged, worker="x", runtime=1.0, lease=60.0),
+        Heartbeat(worker="x", running=(forged, genuine), lease=60.0),
+        Answer(ticket=forged, state=200, message="", response={}, worker="x"),
+        Answer(ticket=unheard_of, state=200, message="", response={}, worker="y"),
+    )
+    await state_is(office, genuine, TaskState.RUNNING)
+
+    view = await office.ledger.reader.task(genuine.task_id)
+    counted = {(one.attempt, one.reason, one.times, one.worker) for one in view.rejected}
+    assert counted == {(0, Rejected.FORGED, 1, "y"), (1, Rejected.FORGED, 4, "x")}
+
+
+# --- what cannot be written down ------------------------------------------------------------------
+
+
+class Picky(Writer):
+    """A writer that a certain answer is too much for, or that has no database for a while."""
+
+    away = 0
+
+    async def record(self, answers: Sequence[Answer], *, window: int, lease: timedelta) -> Recorded:
+        if self.away:
+            self.away -= 1
+            raise StoreUnreachable("not now")
+        for answer in answers:
+            if answer.message == "poison":
+                raise ValueError("no column is wide enough")
+        return await super().record(answers, window=window, lease=lease)
+
+
+class Handed(Dispatcher):
+    """A dispatcher that does nothing with what it is given."""
+
+    def __init__(self) -> None:
+        pass
+
+    def hand_over(self, claims: Sequence[Claim]) -> None:
+        pass
+
+    def note_bound(self, keys: Any) -> None:
+        pass
+
+
+def recorder(writer: Writer, exchange: MemoryExchange) -> Recorder:
+    return Recorder(
+        writer=writer,
+        exchange=exchange,
+        bell=LocalBell(),
+        signer=Signer("s"),
+        pace=PATIENT,
+        dispatcher=Handed(),
+    )
+
+
+async def signed_answers(ledger: Ledger, number: int) -> list[Answer]:
+    await ledger.submit(parallel(*["A"] * number))
+    signer = Signer("s")
+    return [
+        Answer(
+            ticket=signer.ticket(claim.task_id, claim.attempt, claim.dispatch),
+            state=200,
+            message="Success",
+            response={},
+        )
+        for claim in await ledger.send()
+    ]
+
+
+async def test_a_report_that_cannot_be_written_down_is_parked_alone(ledger: Ledger) -> None:
+    """Delivered again and again it would hold up everybody else's."""
+    exchange = MemoryExchange()
+    answers = await signed_answers(ledger, 5)
+    answers[2] = replace(answers[2], message="poison")
+    await exchange.declare_queue(RESPONSE_QUEUE)
+    await exchange.send(RESPONSE_QUEUE, [answer.seal() for answer in answers])
+    recording = asyncio.create_task(recorder(Picky(ledger.store), exchange).run())
+    good = [answer for answer in answers if answer is not answers[2]]
+
+    async def taken() -> bool:
+        views = [await ledger.reader.task(answer.ticket.task_id) for answer in good]
+        return all(view.task.state is TaskState.SUCCEEDED for view in views)
+
+    await until(taken)
+    async with exchange.consume(DEAD_QUEUE, prefetch=10) as dead:
+        [parked] = await asyncio.wait_for(dead.take(10), 5)
+    recording.cancel()
+
+    assert parked.envelope.body == answers[2].seal().body
+    assert parked.envelope.correlation_id == str(answers[2].ticket.task_id)
+    assert parked.envelope.headers["fault"] == "ValueError: no column is wide enough"
+    assert parked.envelope.headers["from"] == RESPONSE_QUEUE
+
+
+async def test_no_report_is_parked_for_want_of_a_database(ledger: Ledger) -> None:
+    """It stays in its queue until there is one."""
+    exchange = MemoryExchange()
+    [answer] = await signed_answers(ledger, 1)
+    await exchange.declare_queue(RESPONSE_QUEUE)
+    await exchange.send(RESPONSE_QUEUE, [answer.seal()])
+    writer = Picky(ledger.store)
+    writer.away = 1
+
+    with pytest.raises(StoreUnreachable):
+        await recorder(writer, exchange).run()
+    dead, left = await exchange.depth(DEAD_QUEUE), await exchange.depth(RESPONSE_QUEUE)
+    assert dead is not None
+    assert left is not None
+    assert (dead.waiting, left.waiting) == (0, 1)
+
+
+async def test_a_hello_without_a_ticket_is_taken_with_the_rest(ledger: Ledger) -> None:
+    """Reports that name no attempt need no signature."""
+    taker = recorder(Writer(ledger.store), MemoryExchange())
+
+    await taker.take_reports(
+        [
+            Hello(worker="w1", host="h", pid=1, slots=1, inbox="i", offers=()),
+            Heartbeat(worker="w1", running=(), lease=60.0),
+            Gone(worker="w2"),
+        ]
+    )
+
+    assert (await ledger.reader.keys()) == []
