@@ -140,10 +140,10 @@ class Desk:
                         return report
                 (delivery,) = await self._reports.take(1)
                 await self._reports.ack(delivery)
-                for _, report in open_reports(delivery.envelope):
-                    assert not isinstance(report, BadMessage), report
-                    self.heard.append(report)
-                    self._unheard.append(report)
+                for _, said in open_reports(delivery.envelope):
+                    assert not isinstance(said, BadMessage), said
+                    self.heard.append(said)
+                    self._unheard.append(said)
 
     async def tell(self, act: str, **about: Any) -> None:
         await self.exchange.broadcast(Control(act=act, **about).seal())
