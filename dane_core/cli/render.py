@@ -197,7 +197,7 @@ def task_mark(task: Json) -> Text:
 
 
 def task_page(task: Json) -> RenderableType:
-    """A task with its attempts and its answer."""
+    """A task with its attempts, its answer, and what was not recorded."""
     facts = _table(show_header=False)
     for name in ("task_id", "job_id", "name", "attempt", "worker", *_MOMENTS):
         if task.get(name) is not None:
@@ -206,6 +206,8 @@ def task_page(task: Json) -> RenderableType:
     parts: list[RenderableType] = [task_line(task), facts]
     if task.get("attempts"):
         parts += [Text(), _attempts(task["attempts"])]
+    if task.get("rejected"):
+        parts += [Text(), _rejected(task["rejected"])]
     if task.get("response") is not None:
         parts += [Text(), Text(_pretty(task["response"]))]
     return Group(*parts)
@@ -224,6 +226,20 @@ def _attempts(attempts: Iterable[Json]) -> Table:
             "" if runtime is None else f"{runtime:.2f} s",
             plain(attempt["worker"] or ""),
             plain(attempt["message"]),
+        )
+    return table
+
+
+def _rejected(rejected: Iterable[Json]) -> Table:
+    """Answers that came too late, or with a token that is not the server's."""
+    table = _table("NOT RECORDED", "ATTEMPT", "TIMES", "WORKER", "LAST")
+    for one in rejected:
+        table.add_row(
+            plain(one["reason"]),
+            str(one["attempt"]),
+            str(one["times"]),
+            plain(one["worker"] or ""),
+            _moment(one["last_at"]),
         )
     return table
 

@@ -205,7 +205,11 @@ class _Service:
     # --- leave ------------------------------------------------------------------------------
 
     async def _drain(self, counters: "set[asyncio.Task[None]]") -> None:
-        logger.info("draining: %d tasks are running", len(self._floor.running))
+        logger.info(
+            "no more tasks are taken; what runs (%d) may end within %g s",
+            len(self._floor.running),
+            self._serving.grace.total_seconds(),
+        )
         for counter in self._counters.values():
             counter.close()
         _, busy = await asyncio.wait(counters, timeout=self._serving.grace.total_seconds())
@@ -312,6 +316,7 @@ class _Service:
             pulse=serving.pulse.total_seconds(),
             beat=serving.beat.total_seconds(),
             lease=serving.lease.total_seconds(),
+            spool=str(serving.spool) if serving.spool else None,
         )
 
     def _whats_running(self) -> list[Running]:

@@ -94,6 +94,16 @@ class Spool:
                 if is_ours and not await self._send_all(folder, send):
                     return  # nobody takes them now: the others can wait too
 
+    async def send_from(
+        self, worker_id: str, send: Callable[[Answer], Awaitable[bool]]
+    ) -> bool | None:
+        """Send what one worker left: whether all has arrived; None while somebody has it."""
+        folder = self._root / worker_id
+        if not await self._on_disk(folder.exists):
+            return True
+        async with self._taken(folder) as is_ours:
+            return await self._send_all(folder, send) if is_ours else None
+
     def close(self) -> None:
         """Leave; what is still there is anybody's."""
         if self._lock is not None:

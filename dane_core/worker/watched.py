@@ -45,6 +45,7 @@ class Brief:
     pulse: float
     beat: float
     lease: float
+    spool: str | None = None  # the folder, if answers are kept
     log_level: int = logging.INFO
 
 

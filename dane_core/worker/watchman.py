@@ -23,6 +23,7 @@ from dane_core.exchange.amqp.publisher import Publisher
 from dane_core.exchange.base import Fate
 from dane_core.message import Gone, Heartbeat, Leased, Report, Ticket
 from dane_core.worker.pipe import Frame, pack, read_frame
+from dane_core.worker.spool import Spool
 from dane_core.worker.watched import LOG_LINE, Brief, Running
 
 logger = logging.getLogger("dane_core.worker.watchman")
@@ -33,6 +34,8 @@ _MISSED_PULSES: Final = 3
 _PATIENCE: Final = 5.0
 #: Between two tries to be heard, in seconds.
 _AGAIN: Final = 0.2
+#: How often a watchman tries to get at the answers its worker left.
+_TRIES_AT_SPOOL: Final = 5
 #: How long a watchman tries to say that its worker is gone, in seconds; less when it is told to
 #: end itself, as a service manager does that clears up after a crash.
 _LAST_WORDS: Final = 30.0
@@ -66,7 +69,8 @@ async def _main(pipe: socket.socket, parent: int) -> None:
     try:
         reason = await _Watch(brief, parent, voice).follow(reader)
         if reason is not None:
-            await _say_gone(voice, Gone(worker=brief.worker, reason=reason), told)
+            gone = Gone(worker=brief.worker, reason=reason)
+            await _say_last_words(gone, _spool_of(brief), voice, told)
     finally:
         speaking.cancel()
         await asyncio.wait({speaking}, timeout=_AGAIN)
@@ -74,15 +78,35 @@ async def _main(pipe: socket.socket, parent: int) -> None:
     os._exit(0)  # whatever a broken wire may still hold up
 
 
-async def _say_gone(voice: "_Voice", gone: Gone, told: asyncio.Event) -> None:
+async def _say_last_words(
+    gone: Gone, spool: Spool | None, voice: "_Voice", told: asyncio.Event
+) -> None:
     logger.warning("worker %s is gone: %s; telling the server", gone.worker, gone.reason)
     _let_go_of_output()
-    saying: asyncio.Task[object] = asyncio.create_task(voice.insist(gone))
+    saying: asyncio.Task[object] = asyncio.create_task(_say_gone(gone, spool, voice))
     hurry: asyncio.Task[object] = asyncio.create_task(told.wait())
     either = {saying, hurry}
     await asyncio.wait(either, timeout=_LAST_WORDS, return_when=asyncio.FIRST_COMPLETED)
     if hurry.done():
         await asyncio.wait({saying}, timeout=_LAST_WORDS_WHEN_TOLD)
+
+
+async def _say_gone(gone: Gone, spool: Spool | None, voice: "_Voice") -> None:
+    """What it had worked out is said first: with it are gone the attempts that it answers."""
+    tries = 0
+    while spool is not None and tries < _TRIES_AT_SPOOL:
+        sent = await spool.send_from(gone.worker, voice.say)
+        if sent:
+            break
+        tries += sent is None  # somebody else has it, or the process is not quite dead
+        await asyncio.sleep(_AGAIN)
+    await voice.insist(gone)
+
+
+def _spool_of(brief: Brief) -> Spool | None:
+    if brief.spool is None:
+        return None
+    return Spool(Path(brief.spool), f"{brief.worker}-watchman", socket.gethostname())
 
 
 def _let_go_of_output() -> None:

@@ -5,8 +5,9 @@ from typing import Annotated
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from dane_server.api.answer import PREFIX, Answer
 from dane_server.api.deps import TheRunner
@@ -15,7 +16,7 @@ from dane_server.runner.checks import Check
 router = APIRouter(tags=["server"])
 
 
-class DivergenceBody(BaseModel):
+class DivergenceBody(TypedDict):
     """Something that does not agree between store, broker and workers."""
 
     check: Annotated[Check, Field(description="Which check found it: docs/operators.md.")]
@@ -26,7 +27,7 @@ class DivergenceBody(BaseModel):
     repaired: Annotated[bool, Field(description="Whether the server has done so.")]
 
 
-class DoctorBody(BaseModel):
+class DoctorBody(TypedDict):
     """What the last round of checks found."""
 
     checked_at: Annotated[

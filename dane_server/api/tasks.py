@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
+from dane_core.exchange.base import Exchange
 from dane_core.job import TaskId
 from dane_server.api.answer import (
     PREFIX,
@@ -15,7 +16,16 @@ from dane_server.api.answer import (
     UpstreamItem,
     UpstreamPage,
 )
-from dane_server.api.deps import WHOLE, After, Exact, Key, TheReader, TheRunner, TheTask
+from dane_server.api.deps import (
+    WHOLE,
+    After,
+    Exact,
+    Key,
+    TheExchange,
+    TheReader,
+    TheRunner,
+    TheTask,
+)
 from dane_server.api.openapi import problems
 from dane_server.api.shape import task_answer
 from dane_server.runner.explain import explain
@@ -41,9 +51,9 @@ async def get_task(task_id: TheTask, exact: Exact, reader: TheReader) -> Respons
 @router.get(
     "/task/{task_id}/explain", responses={200: {"model": ExplanationBody}, **problems(404, 422)}
 )
-async def explain_task(task_id: TheTask, reader: TheReader) -> Response:
+async def explain_task(task_id: TheTask, reader: TheReader, exchange: TheExchange) -> Response:
     """The one reason why a task is not running now."""
-    explanation = explain(await reader.situation(task_id))
+    explanation = explain(await reader.situation(task_id), obstacle=_obstacle(exchange))
     return Answer(
         ExplanationBody(
             task_id=task_id,
@@ -52,6 +62,13 @@ async def explain_task(task_id: TheTask, reader: TheReader) -> Response:
             data=explanation.data,
         )
     )
+
+
+def _obstacle(exchange: Exchange) -> str:
+    """Why nothing at all is sent now."""
+    if not exchange.connected:
+        return "the broker cannot be reached"
+    return f"the broker takes no messages ({exchange.blocked})" if exchange.blocked else ""
 
 
 @router.get(

@@ -106,8 +106,8 @@ class Visit:
                 answer = (await client.get(url)).raise_for_status().json()
         except (httpx.HTTPError, ValueError) as fault:
             self.unreachable.append(
-                f"{url} does not answer ({fault}): set DANE.API_URL, or stop the server that "
-                "uses the file"
+                f"{url} does not answer ({type(fault).__name__} {fault}): set DANE.API_URL, or "
+                "stop the server that uses the file"
             )
             return
         self.notes.append(f"its last round ended at {answer['checked_at'] or 'no time yet'}")
@@ -167,8 +167,7 @@ class Visit:
 
     async def _compare(self, examined: "Doctor", before: "Sighting") -> "list[Finding]":
         now = await examined.see(before)
-        rest = before.at + examined.apart.total_seconds() - now.at
-        if rest > 0 and examined.suspects_loss(now):
+        if (rest := examined.proof_takes(now, before)) > 0:
             complain(f"a queue may have lost messages: looking again in {rest:.0f} s, to be sure")
             await asyncio.sleep(rest)
             now = await examined.see(before)

@@ -6,6 +6,7 @@ through the same verbs as the sweeper's.
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -25,6 +26,7 @@ from dane_server.runner.checks import (
     judge_jobs,
 )
 from dane_server.runner.epoch import Marker
+from dane_server.runner.evidence import TIMES_ON_THEIR_WORD
 from dane_server.runner.pace import Pace
 from dane_server.storage.access import Access
 
@@ -84,20 +86,17 @@ class Doctor:
         apart = self._pace.lost_after.total_seconds()
         return list(judge(now, before, window=self._pace.window, apart=apart))
 
-    def suspects_loss(self, sighting: Sighting) -> bool:
-        """Whether a queue may have lost messages: to be sure takes a look some time later."""
-        if sighting.store is None or sighting.broker is None:
-            return False
-        depths = sighting.broker.depths
-        return any(
-            (depth := depths.get(work_queue(key.key))) and key.queued > depth.waiting
-            for key in sighting.store.keys
-        )
+    def proof_takes(self, now: Sighting, before: Sighting) -> float:
+        """Seconds until another look would prove that a queue has lost messages, if it has.
 
-    @property
-    def apart(self) -> timedelta:
-        """How far apart two looks are that prove a loss."""
-        return self._pace.lost_after
+        0 when nothing looks like it.
+        """
+        apart = self._pace.lost_after.total_seconds()
+        for length in (apart, apart * TIMES_ON_THEIR_WORD):
+            then = replace(now, at=before.at + length)
+            if any(finding.check is Check.QUEUED for finding in self.judge(then, before)):
+                return max(before.at + length - now.at, 0.0)
+        return 0.0
 
     async def examine_schema(self) -> list[Finding]:
         """See whether the tables are those of this version."""

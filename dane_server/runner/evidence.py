@@ -26,7 +26,7 @@ _AGED: Final = 500
 #: A task that has been in its queue for this long is sent again whatever else waits there.
 _TOO_OLD: Final = timedelta(days=1)
 #: What is concluded from workers being idle takes so many times longer.
-_TIMES_ON_THEIR_WORD: Final = 3
+TIMES_ON_THEIR_WORD: Final = 3
 #: After a repair its key is left alone, at first for so long, and for twice as long each time
 #: that it turns out not to have helped.
 _REST: Final = 30.0
@@ -87,7 +87,7 @@ class Suspicions:
             return False
         # Hands are empty by the word of their workers only, which is some seconds old.
         on_their_word = unmoved <= max(first.hands, look.hands)
-        apart = self._apart * (_TIMES_ON_THEIR_WORD if on_their_word else 1)
+        apart = self._apart * (TIMES_ON_THEIR_WORD if on_their_word else 1)
         return look.at - first.at >= apart
 
     def rests(self, key: str, now: float) -> bool:

@@ -19,10 +19,17 @@ class Explanation:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def explain(situation: Situation) -> Explanation:
-    """Find the one thing that has to change before the task runs or, if it runs, say so."""
-    task = situation.task
-    return _EXPLAINED[task.state](situation)
+def explain(situation: Situation, *, obstacle: str = "") -> Explanation:
+    """Find the one thing that has to change before the task runs or, if it runs, say so.
+
+    And who looks at it again, should no more be heard of it. An `obstacle` keeps everything
+    from being sent.
+    """
+    explanation = _EXPLAINED[situation.task.state](situation)
+    if obstacle and explanation.reason in _IN_THE_WAY_OF:
+        sentence = f"Nothing is sent now: {obstacle}. It goes as soon as that is over."
+        return Explanation("exchange", sentence, {"obstacle": obstacle})
+    return explanation
 
 
 def _settled(situation: Situation) -> Explanation:
@@ -39,7 +46,20 @@ def _running(situation: Situation) -> Explanation:
     since = f" since {_clock(task.started_at)}" if task.started_at else ""
     done = f", {task.progress:.0%} done" if task.progress is not None else ""
     sentence = f"It is running on {task.worker}{since}{done}."
-    return Explanation("running", sentence, {"worker": task.worker, "progress": task.progress})
+    data: dict[str, Any] = {"worker": task.worker, "progress": task.progress}
+    if not situation.leased:
+        sentence += " Should that worker die, the broker gives it to another."
+        return Explanation("running", sentence, data)
+    heard = _heard_of(situation)
+    last = f" The worker was last heard of at {_clock(heard)}." if heard else ""
+    sentence += f"{last} Without another heartbeat it begins anew after {_clock(task.due_at)}."
+    data |= {"heard_at": _iso(heard), "lease_ends": _iso(task.due_at)}
+    return Explanation("running", sentence, data)
+
+
+def _heard_of(situation: Situation) -> datetime | None:
+    seen = (one.seen_at for one in situation.key.workers if one.id == situation.task.worker)
+    return next(seen, None)
 
 
 def _blocked(situation: Situation) -> Explanation:
@@ -89,9 +109,11 @@ def _queued(situation: Situation) -> Explanation:
     key, ahead = situation.key, situation.ahead
     if not key.workers:
         sentence = f"It is in queue {work_queue(key.key)}, and no worker for it is alive."
+        sentence += _looked_at(situation.task.due_at)
         return Explanation("no_live_worker", sentence, {"task_key": key.key})
     busy = f"{_many(len(key.workers), 'worker')}, {_many(key.running, 'task')} running"
     sentence = f"It is in queue {work_queue(key.key)} with {ahead} before it ({busy})."
+    sentence += _looked_at(situation.task.due_at)
     data = {"ahead": ahead, "workers": len(key.workers), "running": key.running}
     return Explanation("queued", sentence, data)
 
@@ -107,6 +129,8 @@ def _unroutable(situation: Situation) -> Explanation:
         )
     else:
         sentence = f"No queue is bound to {key}. It goes as soon as a worker for {key} starts."
+    if due := situation.task.due_at:
+        sentence += f" It is tried again at {_clock(due)} in any case."
     return Explanation("no_worker", sentence, {"task_key": key, "type": media_type})
 
 
@@ -118,6 +142,15 @@ def _backoff(situation: Situation) -> Explanation:
     return Explanation("backoff", sentence, {"due_at": due, "attempt": task.attempt})
 
 
+def _looked_at(due: datetime | None) -> str:
+    """The broker's queue is watched; this is for what that does not show."""
+    return f" Unheard of, it is looked at again at {_clock(due)}." if due else ""
+
+
+def _iso(time: datetime | None) -> str | None:
+    return time.isoformat() if time else None
+
+
 def _many(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
@@ -126,6 +159,8 @@ def _clock(time: datetime | None) -> str:
     return f"{time:%Y-%m-%d %H:%M:%S} UTC" if time else "an unknown time"
 
 
+#: What a task waits for, that being sent would end.
+_IN_THE_WAY_OF: Final = frozenset({"window", "dispatching", "no_worker"})
 _ENDINGS: Final = {
     TaskState.SUCCEEDED: "succeeded",
     TaskState.FAILED: "failed",

@@ -4,7 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final
 
 from dane_core.errors import BadMessage, ExchangeUnreachable, Unreachable
 from dane_core.exchange.base import Delivery, Exchange, Fate
@@ -23,7 +23,6 @@ from dane_core.message import (
     Released,
     Report,
     Started,
-    Ticket,
     Verdict,
     open_reports,
 )
@@ -33,22 +32,17 @@ from dane_server.metrics import Metrics
 from dane_server.runner.bell import LocalBell
 from dane_server.runner.dispatch import Dispatcher
 from dane_server.runner.pace import Pace
+from dane_server.runner.sift import Said, by_kind, sift
 from dane_server.runner.ticket import Signer
-from dane_server.storage.view import Rejected, Rejection, Zombie
+from dane_server.storage.chunk import chunks
+from dane_server.storage.view import Rejected, Zombie
 from dane_server.storage.writer import Writer
 
 logger = logging.getLogger(__name__)
 
 #: What a parked message says of its fault, in characters.
 _FAULT_LIMIT: Final = 500
-
-
-class _Ticketed(Protocol):
-    @property
-    def ticket(self) -> Ticket: ...
-
-
-R = TypeVar("R", bound=_Ticketed)
+_UNRECORDABLE: Final = "its answer cannot be recorded"
 
 
 class Recorder:
@@ -84,11 +78,11 @@ class Recorder:
         await self._exchange.declare_queue(DEAD_QUEUE)
         await self._exchange.declare_queue(self._queue)
         await self._exchange.broadcast(Control(act="roll").seal())
-        prefetch = 2 * self._pace.batch
-        async with self._exchange.consume(self._queue, prefetch=prefetch) as responses:
+        async with self._exchange.consume(self._queue, prefetch=self._pace.batch) as responses:
             while True:
                 batch = await responses.take(self._pace.batch)
-                await self._take(await self._readable(batch))
+                for some in chunks(await self._readable(batch), self._pace.batch):
+                    await self._take(some)
                 await responses.ack_through(batch[-1])
 
     async def take_reports(self, reports: Sequence[Report]) -> None:
@@ -97,10 +91,7 @@ class Recorder:
         In this order, whatever the order of their arrival: an answer is worth more than
         everything else said of its attempt, and than the end of its worker.
         """
-        said: dict[type[Any], list[Any]] = defaultdict(list)
-        for report in reports:
-            said[type(report)].append(report)
-        said = await self._genuine(said)
+        said = await self._genuine(by_kind(reports))
         await self._note_workers(said[Hello], said[Goodbye])
         await self._note_progress(said)
         await self._record(said[Answer])
@@ -123,11 +114,19 @@ class Recorder:
         except Exception as fault:
             if len(batch) == 1:
                 logger.exception("cannot take a report")
-                await self._park(batch[0][0], fault)
+                await self._give_up(*batch[0], fault)
                 return
             logger.warning("a batch of %d reports failed, taken one by one: %r", len(batch), fault)
             for one in batch:
                 await self._take([one])
+
+    async def _give_up(self, envelope: Envelope, report: Report, fault: Exception) -> None:
+        await self._park(envelope, fault)
+        if isinstance(report, Answer) and not report.message.startswith(_UNRECORDABLE):
+            # Nobody else will answer this task, and done again it would answer the same.
+            why = f"{_UNRECORDABLE}: {_named(fault)}"
+            failed = replace(report, state=500, message=why, response={})
+            await self._take([(failed.seal(), failed)])
 
     async def _readable(self, batch: Sequence[Delivery]) -> list[tuple[Envelope, Report]]:
         reports: list[tuple[Envelope, Report]] = []
@@ -142,18 +141,14 @@ class Recorder:
     async def _park(self, envelope: Envelope, fault: Exception) -> None:
         """Keep what cannot be taken for a person; requeued it would come back for ever."""
         logger.warning("parked a message in %s: %s", DEAD_QUEUE, fault)
-        what = f"{type(fault).__name__}: {fault}"[:_FAULT_LIMIT]
-        parked = replace(envelope, headers={**envelope.headers, "fault": what, "from": self._queue})
+        headers = {**envelope.headers, "fault": _named(fault), "from": self._queue}
+        parked = replace(envelope, headers=headers)
         if await self._exchange.send(DEAD_QUEUE, [parked]) != [Fate.ROUTED]:
             raise ExchangeUnreachable(f"{DEAD_QUEUE} did not take a message")
 
-    async def _genuine(self, said: dict[type[Any], list[Any]]) -> dict[type[Any], list[Any]]:
+    async def _genuine(self, said: Said) -> Said:
         """The reports without those whose ticket we have not signed, which are counted."""
-        forged: list[Rejection] = []
-        genuine = said.copy()
-        for kind in (Started, Leased, Progress, Released, Answer, Ask):
-            genuine[kind] = self._signed(said[kind], forged)
-        genuine[Heartbeat] = [self._signed_beat(beat, forged) for beat in said[Heartbeat]]
+        genuine, forged = sift(said, self._signer)
         if forged:
             logger.warning(
                 "dropped %d reports with a forged token, the first of task %s by worker %s",
@@ -164,22 +159,6 @@ class Recorder:
             self._metrics.rejected.labels("forged").inc(len(forged))
             await self._writer.count_forged(forged)
         return genuine
-
-    def _signed(self, reports: Sequence[R], forged: list[Rejection]) -> list[R]:
-        signed = []
-        for report in reports:
-            if self._signer.is_genuine(report.ticket):
-                signed.append(report)
-            else:
-                forged.append(_forged(report.ticket, getattr(report, "worker", None)))
-        return signed
-
-    def _signed_beat(self, beat: Heartbeat, forged: list[Rejection]) -> Heartbeat:
-        signed = tuple(ticket for ticket in beat.running if self._signer.is_genuine(ticket))
-        if len(signed) == len(beat.running):
-            return beat
-        forged += [_forged(one, beat.worker) for one in beat.running if one not in signed]
-        return replace(beat, running=signed)
 
     # --- attempts -------------------------------------------------------------------------
 
@@ -199,7 +178,7 @@ class Recorder:
         if TaskState.BACKOFF in recorded.settled.values():
             self._bell.expect()
 
-    async def _note_progress(self, said: dict[type[Any], list[Any]]) -> None:
+    async def _note_progress(self, said: Said) -> None:
         kinds = (Started, Leased, Heartbeat, Progress, Released)
         if not any(said[kind] for kind in kinds):
             return
@@ -221,7 +200,12 @@ class Recorder:
         words: dict[str, list[Envelope]] = defaultdict(list)
         for zombie in zombies:
             ticket = zombie.ticket
-            order = Control(act="cancel", task_id=ticket.task_id, attempt=ticket.attempt)
+            order = Control(
+                act="cancel",
+                task_id=ticket.task_id,
+                attempt=ticket.attempt,
+                grace=self._pace.cancel_grace.total_seconds(),
+            )
             words[zombie.inbox].append(order.seal())
         for inbox, orders in words.items():
             await self._exchange.send(inbox, orders)
@@ -241,9 +225,12 @@ class Recorder:
         objections = await self._writer.judge(
             asks, limit=self._pace.starts, patience=self._pace.patience
         )
+        verdicts: dict[str, list[Envelope]] = defaultdict(list)
         for ask, objection in zip(asks, objections, strict=True):
             verdict = Verdict(ticket=ask.ticket, run=not objection, reason=objection)
-            await self._exchange.send(ask.reply_to, [verdict.seal()])
+            verdicts[ask.reply_to].append(verdict.seal())
+        for inbox, envelopes in verdicts.items():
+            await self._exchange.send(inbox, envelopes)
         if any(objections):
             await self._bell.ring()  # a task that failed may let others go
 
@@ -273,8 +260,8 @@ class Recorder:
                 logger.info("worker %s left before it was told of pauses", hello.worker)
 
 
-def _forged(ticket: Ticket, worker: str | None) -> Rejection:
-    return Rejection(ticket=ticket, worker=worker, reason=Rejected.FORGED)
+def _named(fault: Exception) -> str:
+    return f"{type(fault).__name__}: {fault}"[:_FAULT_LIMIT]
 
 
 def _summary(late: Sequence[Answer], reasons: Mapping[Rejected, int]) -> str:

@@ -71,6 +71,7 @@ class Sweeper:
         self._empty_since: float | None = None
         self._heard_for = 0.0
         self._hurried = False
+        self._told = ""
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -88,13 +89,13 @@ class Sweeper:
 
     async def sweep(self) -> float | None:
         """Pass over the store once; returns the seconds until the next task falls due."""
+        await self._acts.finish_walks()
         before = time.monotonic()
         sight = await self._sweeps.look()
         now = time.monotonic()
         step = self._clock.step(sight.time, before=before, after=now)
         if step:
             await self._heed_step(step, now)
-        await self._acts.finish_walks()
         patient = not self._answers_are_in(now)
         await self._make_ready(patient=patient)
         await self._look_at_exchange(sight, now, stepped=bool(step))
@@ -169,7 +170,6 @@ class Sweeper:
             self._evidence.forget()
             return  # nobody is heard, and nothing is proven
         try:
-            await self._marker.look(sight.epoch)
             waiting = await self._waiting_reports()
             if waiting == 0 and self._empty_since is None:
                 self._empty_since = now
@@ -177,12 +177,16 @@ class Sweeper:
             self._heard_for = self._ears.heard_for(now, hearing=hearing)
             if hearing:
                 await self._end_what_is_over(sight.running, now, stepped=stepped)
+            await self._marker.look(sight.epoch)
             if waiting == 0 and not stepped:
                 await self._evidence.look(now, sight.time)
             else:
                 self._evidence.forget()
+            self._told = ""
         except ExchangeUnreachable as fault:
-            logger.debug("the exchange was not looked at: %s", fault)
+            if str(fault) != self._told:
+                logger.warning("the exchange was not looked at: %s", fault)
+            self._told = str(fault)
             self._evidence.forget()
 
     async def _waiting_reports(self) -> int | None:

@@ -81,7 +81,7 @@ class Examiner:
 
     async def nodes(self, ids: Sequence[int]) -> Sequence[NodeFacts]:
         """Tasks and joins of some jobs that wait for a wrong number of others, a hundred."""
-        found = await self._rows(sql.wrong_nodes(sql.in_jobs(ids), _WRONG))
+        found = await self._rows(sql.wrong_nodes_of_jobs(ids, _WRONG))
         return [
             NodeFacts(
                 id=row.id,

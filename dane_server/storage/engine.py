@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from dane_core.errors import OutcomeUnknown, StoreTaken, StoreUnreachable
+from dane_core.errors import BadSettings, Fault, OutcomeUnknown, StoreTaken, StoreUnreachable
 
 # It warns of every row that INSERT IGNORE finds to be there already, which is the point of it.
 logging.getLogger("asyncmy").setLevel(logging.ERROR)
@@ -234,7 +234,7 @@ def _reason(fault: Exception) -> str:
 async def open_store(url: str) -> AsyncIterator[Store]:
     """Open the store at an SQLAlchemy URL; its tables are the caller's business.
 
-    Raises: StoreTaken, when another server holds this SQLite file.
+    Raises: StoreTaken, when another server holds this SQLite file; BadSettings, when it is none.
     """
     if sa.engine.make_url(url).get_backend_name() == "sqlite":
         async with _open_sqlite(url) as store:
@@ -286,7 +286,12 @@ async def _open_sqlite(url: str) -> AsyncIterator[Store]:
     SQLite before 3.51.3 can corrupt a WAL file that several connections checkpoint at once
     (sqlite.org/wal.html#walresetbug), hence one writer, and one server on one file.
     """
-    path = Path(sa.engine.make_url(url).database or "dane.sqlite")
+    database = sa.engine.make_url(url).database or ":memory:"
+    if database == ":memory:" or database.startswith("file:"):
+        # In memory each connection would have a database of its own, and one for all would
+        # undo with one transaction what others have done.
+        raise BadSettings([Fault("STORE.URL", "expected the path of a SQLite file")])
+    path = Path(database)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         # Writers queue for the one connection, so they wait as long as a unit may take.

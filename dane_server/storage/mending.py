@@ -80,7 +80,7 @@ async def _free(connection: AsyncConnection, ids: Sequence[int]) -> None:
 
 async def _wait_rightly(connection: AsyncConnection, ids: Sequence[int]) -> None:
     right: defaultdict[int, list[int]] = defaultdict(list)
-    for row in await connection.execute(sql.wrong_nodes(sql.among(ids), len(ids))):
+    for row in await connection.execute(sql.wrong_nodes_among(ids)):
         right[int(row.counted)].append(row.id)
     for number, nodes in sorted(right.items()):
         await connection.execute(sql.wait_for(nodes, number))

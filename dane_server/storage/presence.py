@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.message import Gone, Heartbeat, Hello, Offer, Started, Ticket
 from dane_core.routing import inbox_queue
-from dane_core.states import IN_FLIGHT, TaskState
+from dane_core.states import IN_FLIGHT, SENT, TaskState
 from dane_server.storage.chunk import ROWS, chunks
 from dane_server.storage.leasing import lose_attempts
 from dane_server.storage.statements import dispatch, lease
@@ -35,12 +35,14 @@ async def note_news(connection: AsyncConnection, news: News, patience: float) ->
     """
     standing = await _standing(connection, news)
     renewed, unknown = _by_heartbeat(news.heartbeats, standing)
-    for begun in _at_a_time([*news.started, *unknown]):
-        await connection.execute(sql.mark_running(begun))
-        await connection.execute(sql.mark_running_on_lease(begun, patience))
+    on_message, on_lease = _begun([*news.started, *unknown], standing)
+    for started in _at_a_time(on_message):
+        await connection.execute(sql.mark_running(started))
+    for started in _at_a_time(on_lease):
+        await connection.execute(sql.mark_running_on_lease(started, patience))
     for leased in _at_a_time(news.leased):
         await connection.execute(sql.hand_off(leased))
-    for some in chunks(renewed):
+    for some in chunks(renewed, ROWS):
         await connection.execute(sql.renew({ticket: renewed[ticket] for ticket in some}))
     for steps in _at_a_time(news.progress):
         await connection.execute(sql.note_progress(steps))
@@ -67,13 +69,31 @@ def _age(ticket: Ticket) -> tuple[int, int]:
 
 
 async def _standing(connection: AsyncConnection, news: News) -> Mapping[int, sa.Row[Any]]:
+    reports: Iterable[_Ticketed] = chain(news.started, news.leased, news.progress, news.released)
     named = chain(
-        (leased.ticket for leased in news.leased), *(beat.running for beat in news.heartbeats)
+        (report.ticket for report in reports), *(beat.running for beat in news.heartbeats)
     )
     rows: dict[int, sa.Row[Any]] = {}
     for some in chunks(sorted({ticket.task_id for ticket in named}), ROWS):
         rows |= {row.id: row for row in await connection.execute(sql.standing_of(some))}
     return rows
+
+
+def _begun(
+    started: Iterable[Started], standing: Mapping[int, sa.Row[Any]]
+) -> tuple[list[Started], list[Started]]:
+    """What has begun from the message that was sent last, and what from any other."""
+    on_message: list[Started] = []
+    on_lease: list[Started] = []
+    for one in started:
+        row = standing.get(one.ticket.task_id)
+        if row is None or not _is_current(row, one.ticket):
+            continue
+        if row.state in SENT and row.dispatch == one.ticket.dispatch:
+            on_message.append(one)
+        elif row.state != TaskState.RUNNING:
+            on_lease.append(one)
+    return on_message, on_lease
 
 
 def _by_heartbeat(
@@ -170,7 +190,6 @@ async def lose_workers(connection: AsyncConnection, gone: Sequence[Gone], limit:
     What they ran from a message the exchange gives to somebody else, who asks.
     """
     reasons = {one.worker: one.reason for one in gone}
-    await connection.execute(sql.forget_workers(sorted(reasons)))
     ids = sorted(await connection.scalars(lease.leased_by(sorted(reasons))))
     lost: dict[str, list[sa.Row[Any]]] = {}
     for some in chunks(ids, ROWS):
@@ -182,4 +201,6 @@ async def lose_workers(connection: AsyncConnection, gone: Sequence[Gone], limit:
         reason = f"is gone: {reasons[worker]}" if reasons[worker] else "is gone"
         await lose_attempts(connection, rows, reason, tally, limit=limit)
     await tally.write(connection)
+    # Last, as heartbeats do: tasks are locked before workers.
+    await connection.execute(sql.forget_workers(sorted(reasons)))
     return sum(map(len, lost.values()))

@@ -31,6 +31,10 @@ _OPEN: Final = (
 _WAITING: Final = (TaskState.READY, TaskState.UNROUTABLE, TaskState.DISPATCHING, TaskState.QUEUED)
 
 
+def is_leased(task_id: int) -> sa.Select[Any]:
+    return sa.select(tasks.c.leased).where(tasks.c.id == task_id)
+
+
 def the_time() -> sa.Select[Any]:
     return sa.select(now())
 

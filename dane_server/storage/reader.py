@@ -158,6 +158,7 @@ class Reader:
                 open_predecessors=open_before,
                 ahead=(await connection.scalars(ask.ahead_of(task_id, task.key))).one(),
                 now=_utc((await connection.scalars(ask.the_time())).one()),
+                leased=bool((await connection.scalars(ask.is_leased(task_id))).one_or_none()),
             )
 
         return await self._store.read(unit)

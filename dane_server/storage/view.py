@@ -127,6 +127,7 @@ class Situation:
     open_predecessors: Sequence[Task]  # the first ten
     ahead: int  # tasks of this key that go before it
     now: datetime
+    leased: bool = False  # it runs on a lease, which ends when the task is due
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,7 +167,7 @@ async def test_one_queue_that_came_back_different_does_not_hold_up_the_others(
 
 
 async def test_results_are_consumed_while_publishing_is_blocked(
-    exchange: AmqpExchange, broker: Broker, queue: str
+    exchange: AmqpExchange, broker: Broker, names: Names, queue: str
 ) -> None:
     """A broker short of memory blocks who publishes; only consuming can relieve it."""
     await exchange.declare_queue(queue)
@@ -176,6 +176,8 @@ async def test_results_are_consumed_while_publishing_is_blocked(
         await asyncio.to_thread(broker.control, "set_vm_memory_high_watermark", "0.00001")
         try:
             assert exchange.blocked == ""  # a broker tells only who publishes
+            async with connect(broker.url, check_every=timedelta(seconds=0.1), **names) as quiet:
+                await eventually(lambda: _is_blocked(quiet))  # so whoever is idle asks
             assert await exchange.send(queue, [letter("blocked")]) == [Fate.UNKNOWN]
             assert exchange.blocked == "low on memory"
             assert exchange.connected
@@ -289,6 +291,10 @@ async def test_consuming_goes_on_after_the_broker_has_lost_its_patience(
         await asyncio.to_thread(
             _set, broker, consumer_timeout=1_800_000, channel_tick_interval=60_000
         )
+
+
+async def _is_blocked(exchange: AmqpExchange) -> bool:
+    return exchange.blocked == "low on memory"
 
 
 def _kill_and_start(broker: Broker) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -47,6 +48,17 @@ class Stays(Worker):
         await asyncio.Event().wait()
 
 
+class Forks(Worker):
+    """Leaves a process behind that holds everything this one has open, for some seconds."""
+
+    key = "FORKS"
+
+    async def work(self, _task: TaskContext) -> None:
+        if os.fork() == 0:
+            time.sleep(5)  # noqa: ASYNC251 - in the copy
+            os._exit(0)
+
+
 def _leave_mark(marks: Path, task: TaskContext) -> None:
     with marks.open("a") as file:
         file.write(f"{task.task_id}\n")
@@ -72,7 +84,7 @@ async def _serve(told: dict[str, Any]) -> None:
         watched_at=told["url"],
     )
     async with connect(told["url"], name=told["worker_id"]) as exchange:
-        await serve([Holds, Stays], exchange, serving, draining=draining)
+        await serve([Holds, Stays, Forks], exchange, serving, draining=draining)
 
 
 @dataclass(frozen=True)

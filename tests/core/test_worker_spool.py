@@ -9,18 +9,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from dane_core import TaskContext, Worker
-from dane_core.exchange.base import Exchange, Fate
+from dane_core.exchange.amqp import connect
+from dane_core.exchange.base import Depth, Exchange, Fate
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.job import TaskId
-from dane_core.message import Answer, Ask, Envelope, TaskMessage, Ticket
+from dane_core.message import Answer, Ask, Envelope, Hello, TaskMessage, Ticket
 from dane_core.routing import RESPONSE_QUEUE
 from dane_core.worker.outbox import Outbox
 from dane_core.worker.spool import Spool, spool_folder
-from tests.core.desk import Echo, message, served
+from tests.core.desk import Desk, Echo, message, served
+from tests.services.proxy import proxy_to
+from tests.stories.programs import running
 
 
 def ticket(number: int = 1, *, attempt: int = 1, token: str = "t") -> Ticket:
@@ -387,3 +391,90 @@ async def test_what_is_on_disk_can_be_read_by_people(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "h-1" / "1.1.json").read_bytes())
     assert saved["correlation_id"] == "1"
     assert json.loads(saved["body"])["message"] == "fine, ü"
+
+
+_SLOW = """
+import time
+from pathlib import Path
+from dane_core import TaskContext, Worker
+
+class Slow(Worker):
+    key = "SLOW"
+
+    def work(self, task: TaskContext) -> dict[str, int]:
+        with Path("marks").open("a") as marks:
+            marks.write(f"{task.task_id}\\n")
+        time.sleep(1.2)
+        return {"worth": 1}
+"""
+
+
+@pytest.mark.services
+async def test_work_whose_worker_was_killed_before_it_could_answer_is_not_done_again(
+    amqp_url: str, tmp_path: Path
+) -> None:
+    """As `dane worker` is run, without a connection when its task ends."""
+    (tmp_path / "slow.py").write_text(_SLOW)
+    queue, spool = f"dane.responses.{uuid4().hex[:8]}", tmp_path / "home" / "spool"
+    async with proxy_to(amqp_url) as proxy, connect(amqp_url) as exchange:
+        settings = {"DANE_EXCHANGE__URL": proxy.url, "DANE_RABBITMQ__RESPONSE_QUEUE": queue}
+        await exchange.declare_queue(queue)
+        await exchange.declare_queue("dane.SLOW", ["#.SLOW"])
+        async with exchange.consume(queue, prefetch=100) as reports:
+            desk = Desk(exchange, reports)
+            async with running("worker", "slow.py", folder=tmp_path, **settings) as first:
+                await desk.hear(Hello)
+                task = replace(message(Echo), key="SLOW")
+                await desk.send(task)
+                await until_there(tmp_path / "marks")
+                proxy.refuse()
+                await until_on_disk(spool, ["1.1.json"])
+                first.kill()
+                await first.ended()
+            proxy.mend()
+            async with running("worker", "slow.py", folder=tmp_path, **settings):
+                answers = await answers_until_it_rests(desk, spool)
+
+    assert {(one.ticket, one.state, one.response["worth"]) for one in answers} == {
+        (task.ticket, 200, 1)
+    }
+    assert (tmp_path / "marks").read_text() == "1\n"
+
+
+async def until_there(path: Path) -> None:
+    async with asyncio.timeout(30):
+        while not path.exists():  # noqa: ASYNC110, ASYNC240 - another process makes it
+            await asyncio.sleep(0.01)
+
+
+async def answers_until_it_rests(desk: Desk, spool: Path) -> list[Answer]:
+    """What is said until the task's message and its answer are gone; a question is denied."""
+    answers = [await desk.hear(Answer)]
+    await until_on_disk(spool, [])
+
+    async def deny() -> None:
+        while True:
+            await desk.judge(await desk.hear(Ask), run=False)
+
+    denying = asyncio.create_task(deny())
+    async with asyncio.timeout(30):
+        while await desk.exchange.depth("dane.SLOW") != Depth(waiting=0, consumers=1):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    denying.cancel()
+    return answers + [one for one in desk.heard if isinstance(one, Answer)]
+
+
+async def test_what_one_worker_left_is_sent_unless_somebody_has_it(tmp_path: Path) -> None:
+    """As a watchman does before it says that its worker is gone."""
+    worker, watchman, taker = spool_of("1", tmp_path), spool_of("1-watchman", tmp_path), Taker()
+    await worker.keep(answer())
+
+    assert await watchman.send_from("h-1", taker) is None
+    worker.close()
+    taker.takes = False
+    assert await watchman.send_from("h-1", taker) is False
+    taker.takes = True
+    assert await watchman.send_from("h-1", taker) is True
+    assert await watchman.send_from("h-1", taker) is True
+    assert taker.got == [answer(), answer()]
+    assert files(tmp_path) == []

@@ -19,6 +19,7 @@ from dane_core.worker.watched import Brief, Watched
 from dane_core.worker.watchman import is_inert
 from tests.core.desk import Desk, message
 from tests.core.labor import (
+    Forks,
     Holds,
     Stays,
     children,
@@ -38,7 +39,7 @@ async def office(amqp_url: str) -> AsyncIterator[Office]:
     """A server's end of a RabbitMQ, and the name of the queue it listens on."""
     queue = f"dane.responses.{uuid4().hex[:8]}"
     async with connect(amqp_url) as exchange:
-        for worker in (Holds, Stays):
+        for worker in (Forks, Holds, Stays):
             await exchange.delete_queue(work_queue(worker.key))
         await exchange.declare_queue(queue)
         async with exchange.consume(queue, prefetch=100) as reports:
@@ -120,6 +121,23 @@ async def test_a_killed_worker_is_gone_within_a_second(
         assert time.monotonic() - began < 1.0
         assert (gone.worker, gone.reason) == ("killed", "its process has ended without a goodbye")
         await has_ended(watchman)
+
+
+@pytest.mark.services
+async def test_a_worker_is_gone_also_when_a_copy_of_it_lives_on(
+    amqp_url: str, office: Office, tmp_path: Path
+) -> None:
+    """A fork holds the pipe, and the connections: nobody else would notice for half a minute."""
+    desk, queue = office
+    brief = {"response_queue": queue, "pulse": 0.1}
+    with laboring(amqp_url, tmp_path / "log", "forked", **brief) as worker:
+        await desk.hear(Hello)
+        await worker.says("a watchman is there")
+        await desk.send(message(Forks))
+        assert (await desk.hear(Answer)).state == 200
+        worker.process.kill()
+
+        assert (await desk.hear(Gone)).worker == "forked"
 
 
 @pytest.mark.services

@@ -132,6 +132,8 @@ class Rig:
         server = self._start("server", "tests.faults.server", args, crash, chosen)
         server.url = (await self._ready(server)).get("url", "")
         self._measure(server, chosen)
+        if role == "runner":  # says that it is at work before it has connected
+            await self._connected(server)
         return server
 
     async def worker(
@@ -203,10 +205,21 @@ class Rig:
             raise
 
     def _measure(self, process: Process, sections: Sections) -> None:
-        process.broker_port = _port(sections.get("EXCHANGE", {}).get("URL"))
-        process.store_port = _port(sections.get("STORE", {}).get("URL"))
-        with suppress(FileNotFoundError):  # crashed already
+        if sections:
+            process.broker_port = _port(sections.get("EXCHANGE", {}).get("URL"))
+            process.store_port = _port(sections.get("STORE", {}).get("URL"))
+        with suppress(OSError):  # crashed already
             self._footprints[process] = _footprint(process)
+
+    async def _connected(self, process: Process) -> None:
+        """Measure a process once it has its connections, unless it ends first."""
+        connections = 2  # to publish, and to consume
+
+        def connected() -> bool:
+            self._measure(process, {})
+            return not process.alive or self._footprints[process].to_broker >= connections
+
+        await self.until(connected)
 
     async def _consumed(self, kinds: Iterable[type[Worker]]) -> None:
         """Wait until the queues of these kinds have consumers."""

@@ -10,7 +10,7 @@ import pytest
 from dane_core.exchange.amqp import connect
 from dane_core.routing import RESPONSE_QUEUE, work_queue
 from tests.faults.labor import Toil
-from tests.faults.plugin import quick, row
+from tests.faults.plugin import row
 from tests.faults.rig import Rig
 from tests.faults.specs import job, toil
 from tests.services.proxy import Proxy
@@ -98,7 +98,6 @@ async def test_what_was_queued_in_a_broker_that_was_wiped_is_sent_again(rig: Rig
     rig.outcome = "50 tasks sent again, executed once each"
 
 
-@quick
 @row(28)
 @pytest.mark.parametrize("queue", [work_queue("TOIL"), RESPONSE_QUEUE])
 async def test_a_queue_that_is_deleted_is_made_again(rig: Rig, queue: str) -> None:
@@ -106,7 +105,7 @@ async def test_a_queue_that_is_deleted_is_made_again(rig: Rig, queue: str) -> No
 
     Consumed again; what was in it is sent again; all is done.
     """
-    await rig.server()
+    await rig.server(RUNNER={"LOST_AFTER": 2})
     await rig.worker(Toil)
     holding = await rig.post(job("held", {"taskParallel": [toil(hold="go")] * 4}))
     waiting = await rig.post(job("waiting", {"taskParallel": ["TOIL"] * 20}))

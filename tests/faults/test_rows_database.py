@@ -67,7 +67,6 @@ async def test_a_database_that_was_away_has_lost_nothing(
     rig.outcome = f"{refused} requests told to come again, no false 201; all done"
 
 
-@quick
 @row(39)
 async def test_connections_that_are_cut_in_their_transactions_lose_nothing(rig: Rig) -> None:
     """The wire to the database is cut again and again, under load.
@@ -87,12 +86,11 @@ async def test_connections_that_are_cut_in_their_transactions_lose_nothing(rig: 
     rig.outcome = "cut six times; all done, every counter true"
 
 
-@quick
 @row(40)
 @pytest.mark.parametrize(
     "having",
     [
-        pytest.param(b"INSERT INTO job", id="of a job"),
+        pytest.param(b"INSERT INTO job", id="of a job", marks=quick),
         pytest.param(b"INSERT INTO attempt", id="of a result"),
         pytest.param(b"UPDATE task", id="of a claim"),
     ],

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from dane_core.exchange.base import Exchange
 from dane_core.message import Envelope, Offer, open_control
 from dane_core.routing import DEAD_QUEUE, binding_keys, epoch_queue, work_queue
-from dane_core.states import TaskState
+from dane_core.states import JobStatus, TaskState
 from dane_server.metrics import Metrics
 from dane_server.runner.bell import LocalBell
 from dane_server.runner.checks import Check, Finding, Repair
@@ -27,8 +27,11 @@ from dane_server.storage.engine import Store
 from dane_server.storage.functions import later
 from dane_server.storage.tables import jobs, tasks, workers
 from tests.server.audit import audit
-from tests.server.ledger import Ledger, answer, hello, sequence, started
+from tests.server.ledger import Ledger, answer, graph, hello, parallel, sequence, started
+from tests.server.scripted import at_work as at_work_with
 
+#: What is late at once is found in passing too; a minute later it would have been looked after.
+_IN_PASSING = {Check.READY, Check.QUEUED, Check.NOWHERE, Check.OVERDUE, Check.UNSERVED}
 #: Late at once; and no time between two looks, as nothing moves meanwhile.
 NOW = timedelta(seconds=0)
 PACE = Pace(lost_after=NOW)
@@ -80,20 +83,24 @@ class Practice:
 
 @pytest.fixture
 async def practice(placed_ledger: Ledger, placed_exchange: Exchange) -> AsyncIterator[Practice]:
+    made = made_of(placed_ledger, placed_exchange)
+    yield made
+    for queue in (work_queue(made.key), made.responses, DEAD_QUEUE):
+        await placed_exchange.delete_queue(queue)
+
+
+def made_of(ledger: Ledger, exchange: Exchange) -> Practice:
     responses = f"dane.responses.{uuid4().hex}"
     bell = LocalBell()
     doctor = Unschooled(
-        access=Access.to(placed_ledger.store),
-        exchange=placed_exchange,
+        access=Access.to(ledger.store),
+        exchange=exchange,
         bell=bell,
         pace=PACE,
         response_queue=responses,
         late=NOW,
     )
-    made = Practice(placed_ledger, placed_exchange, bell, doctor, responses=responses)
-    yield made
-    for queue in (work_queue(made.key), responses, DEAD_QUEUE):
-        await placed_exchange.delete_queue(queue)
+    return Practice(ledger, exchange, bell, doctor, responses=responses)
 
 
 def checks(findings: Sequence[Finding]) -> list[Check]:
@@ -379,3 +386,67 @@ async def test_one_server_at_a_time_has_the_turn(mariadb_store: Store) -> None:
         assert again
 
     assert held == (True, False, True)
+
+
+async def test_while_all_is_well_a_round_finds_nothing(
+    placed_ledger: Ledger, placed_exchange: Exchange
+) -> None:
+    """Kept and counted numbers are read in one statement: what moves never looks wrong."""
+    key = f"K-{uuid4().hex[:8].upper()}"
+    practice = made_of(placed_ledger, placed_exchange)
+    found: list[Finding] = []
+    async with at_work_with(placed_ledger, exchange=placed_exchange) as office:
+        await office.hire(key)
+        jobs_of_it = [
+            await office.submit(sequence(parallel(key, key), parallel(key, key), key))
+            for _ in range(8)
+        ]
+        unfinished = set(jobs_of_it)
+        while unfinished:
+            found += [one for one in await practice.find() if one.check not in _IN_PASSING]
+            unfinished &= set(await placed_ledger.reader.unfinished())
+
+    assert found == []
+
+
+async def test_a_job_that_has_come_to_a_stop_goes_on_by_itself(
+    placed_ledger: Ledger, placed_exchange: Exchange
+) -> None:
+    """Nobody had to ask for it: a round came by."""
+    key = f"K-{uuid4().hex[:8].upper()}"
+    practice = made_of(placed_ledger, placed_exchange)
+    job = await placed_ledger.submit(graph(a=key, b=(key, "a")))
+    await practice.change(sa.update(tasks).where(tasks.c.pending == 1).values(pending=2))
+    async with at_work_with(placed_ledger, exchange=placed_exchange) as office:
+        await office.hire(key)
+        await office.ended(job, JobStatus.FAILED)
+
+        await rounds_of(practice, Metrics()).go_round()
+        await office.runner.resume_job(job)  # which rings
+        await office.ended(job)
+
+    assert await audit(placed_ledger.store, job) == []
+
+
+async def test_a_loss_that_is_not_proven_yet_says_when_it_would_be(practice: Practice) -> None:
+    """Nobody waits for proof of what does not look like a loss."""
+    doctor = Doctor(
+        access=Access.to(practice.ledger.store),
+        exchange=practice.exchange,
+        bell=practice.bell,
+        pace=Pace(lost_after=timedelta(seconds=30)),
+        response_queue=practice.responses,
+    )
+    await at_work(practice)
+    queue = await practice.open_queue()
+    before = await doctor.see()
+    await practice.ledger.submit(practice.key)
+    await practice.ledger.send()
+    first = await doctor.see(before)
+    second = await doctor.see(first)
+    await practice.exchange.send(queue, [Envelope(type="task", body=b"{}")])
+    full = await doctor.see(second)
+
+    assert doctor.judge(second, first) == []
+    assert 0 < doctor.proof_takes(second, first) <= 30
+    assert doctor.proof_takes(full, second) == 0

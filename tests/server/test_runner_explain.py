@@ -12,6 +12,7 @@ from dane_core.states import JobStatus, TaskState
 from dane_server.runner.explain import Explanation, explain
 from dane_server.storage.view import KeyState, Situation, WorkerState
 
+READY = TaskState.READY
 NOW = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1, seconds=30)
 
@@ -236,6 +237,48 @@ def test_it_is_running() -> None:
     assert told.reason == "running"
     assert "on w1 since 2026-05-04 12:30:00 UTC, 25% done" in told.sentence
     assert told.data == {"worker": "w1", "progress": 0.25}
+
+
+def test_it_runs_on_a_lease_and_says_when_somebody_looks_again() -> None:
+    one = task(TaskState.RUNNING, worker="w1", started_at=NOW, due_at=LATER)
+
+    told = explained(one, leased=True)
+    unheard = explained(one, leased=True, key=key(workers=[]))
+
+    assert "on w1 since 2026-05-04 12:30:00 UTC" in told.sentence
+    assert "last heard of at 2026-05-04 12:30:00 UTC" in told.sentence
+    assert "begins anew after 2026-05-04 12:31:30 UTC" in told.sentence
+    assert told.data["lease_ends"] == LATER.isoformat()
+    assert told.data["heard_at"] == NOW.isoformat()
+    assert unheard.data["heard_at"] is None
+    assert "last heard of" not in unheard.sentence
+
+
+def test_it_runs_on_its_message_and_the_broker_looks_after_it() -> None:
+    told = explained(task(TaskState.RUNNING, worker="w1", started_at=NOW, due_at=LATER))
+
+    assert "the broker gives it to another" in told.sentence
+
+
+def test_it_is_queued_and_says_when_somebody_looks_again() -> None:
+    told = explained(task(TaskState.QUEUED, due_at=LATER))
+
+    assert "looked at again at 2026-05-04 12:31:30 UTC" in told.sentence
+
+
+@pytest.mark.parametrize("state", [READY, TaskState.DISPATCHING, TaskState.UNROUTABLE])
+def test_nothing_is_sent_while_the_broker_is_in_trouble(state: TaskState) -> None:
+    """An alarm, or a broker that is away: no worker and no window would help."""
+    situation = Situation(
+        task=task(state), job=job(), key=key(), open_predecessors=[], ahead=0, now=NOW
+    )
+
+    told = explain(situation, obstacle="the broker takes no messages (memory)")
+    paused = explain(replace(situation, job=job(paused=True)), obstacle="it is away")
+
+    assert told.reason == "exchange"
+    assert "takes no messages (memory)" in told.sentence
+    assert paused.reason == ("job_paused" if state is READY else "exchange")
 
 
 @pytest.mark.parametrize(

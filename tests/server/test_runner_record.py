@@ -231,15 +231,23 @@ async def test_a_report_that_cannot_be_written_down_is_parked_alone(ledger: Ledg
         views = [await ledger.reader.task(answer.ticket.task_id) for answer in good]
         return all(view.task.state is TaskState.SUCCEEDED for view in views)
 
+    async def failed() -> bool:
+        view = await ledger.reader.task(answers[2].ticket.task_id)
+        return view.task.state is TaskState.FAILED
+
     await until(taken)
     async with exchange.consume(DEAD_QUEUE, prefetch=10) as dead:
         [parked] = await asyncio.wait_for(dead.take(10), 5)
+    await until(failed)
+    poisoned = (await ledger.reader.task(answers[2].ticket.task_id)).task
     recording.cancel()
 
     assert parked.envelope.body == answers[2].seal().body
     assert parked.envelope.correlation_id == str(answers[2].ticket.task_id)
     assert parked.envelope.headers["fault"] == "ValueError: no column is wide enough"
     assert parked.envelope.headers["from"] == RESPONSE_QUEUE
+    assert (poisoned.state, poisoned.number) == (TaskState.FAILED, 500)
+    assert poisoned.message == "its answer cannot be recorded: ValueError: no column is wide enough"
 
 
 async def test_no_report_is_parked_for_want_of_a_database(ledger: Ledger) -> None:

@@ -118,3 +118,22 @@ def test_a_wrong_value_is_one_fault(section: str, key: str, value: object) -> No
     (fault,) = caught.value.faults
     assert str(fault).startswith(f"command line: {section}.{key}: expected ")
     assert "s3cret" not in str(fault)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("JOBS", -1, "a number of days, 0 for ever"),
+        ("FAILED", True, "a number of days, 0 for ever"),
+        ("ONCE", 0.5, "a number of days, 1 or more"),
+        ("ATTEMPTS", 2.5, "a whole number, 0 for all"),
+    ],
+)
+def test_what_is_kept_cannot_be_set_to_nonsense(setting: str, value: object, told: str) -> None:
+    """A request that is sent again within a day must still find its job."""
+    with pytest.raises(BadSettings) as refused:
+        load(ServerSettings, overrides={"RETENTION": {setting: value}})
+
+    [fault] = refused.value.faults
+    assert fault.message.startswith(f"RETENTION.{setting}: expected {told}, not")

@@ -11,6 +11,7 @@ import pytest
 
 from dane_core.errors import IllegalMove
 from dane_core.job import JobId, TaskId
+from dane_core.message import Gone
 from dane_core.states import JobStatus
 from dane_server.storage import acts
 from dane_server.storage.engine import Store
@@ -20,8 +21,12 @@ from tests.server.ledger import (
     LEASE,
     Ledger,
     answer,
+    ask,
     graph,
+    heartbeat,
+    leased,
     parallel,
+    progress,
     released,
     sequence,
     started,
@@ -75,6 +80,9 @@ class Actor:
             "answer again": self.answer,
             "fail": self.fail,
             "start": self.start,
+            "hand off": self.hand_off,
+            "get again": self.get_again,
+            "end": lambda dice: self._ledger.writer.lose_workers([Gone(worker=self.who(dice))]),
             "sweep": self.sweep,
             "force": lambda dice: store.force_task(dice.choice(self._tasks)),
             "reset": lambda dice: store.reset_task(dice.choice(self._tasks)),
@@ -94,8 +102,7 @@ class Actor:
         await self._ledger.mark(queued=claims[half:], unroutable=claims[:half])
 
     async def answer(self, dice: random.Random) -> None:
-        newest = self._claims[-12:]
-        some = dice.sample(newest, min(4, len(newest)))
+        some = self.some(dice)
         recorded = await self._ledger.record(*map(answer, some), window=dice.choice([0, 9]))
         self._claims += recorded.claims
 
@@ -107,6 +114,29 @@ class Actor:
         for claim in dice.sample(self._claims, min(1, len(self._claims))):
             back = [released(claim)] if dice.random() < 0.5 else []
             await self._ledger.writer.note_reports([started(claim)], [], back)
+
+    async def hand_off(self, dice: random.Random) -> None:
+        """One worker takes some on a lease, and another that lives names the same."""
+        some = self.some(dice)
+        await self._ledger.writer.note_reports(
+            [],
+            [progress(one, 0.5) for one in some],
+            [],
+            leased=[leased(one, self.who(dice)) for one in some[:2]],
+            heartbeats=[heartbeat(*some, worker=self.who(dice))],
+        )
+
+    async def get_again(self, dice: random.Random) -> None:
+        some = self.some(dice)
+        asks = [ask(one, self.who(dice), redelivered=True) for one in some]
+        await self._ledger.writer.judge(asks)
+
+    def some(self, dice: random.Random) -> list[Claim]:
+        newest = self._claims[-12:]
+        return dice.sample(newest, min(4, len(newest)))
+
+    def who(self, dice: random.Random) -> str:
+        return dice.choice(["w1", "w2", "w3"])
 
     async def sweep(self, _: random.Random) -> None:
         await self._ledger.acts.finish_walks()

@@ -1,15 +1,19 @@
 """What the doctor reads of the store, and how it counts a job anew: on SQLite and on MariaDB."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from dane_core.job import JobId
 from dane_core.states import JobStatus, TaskState
 from dane_server.runner.checks import Check, Finding, judge_jobs
 from dane_server.storage.doctor import Examiner
+from dane_server.storage.engine import Store
+from dane_server.storage.functions import now
 from dane_server.storage.mending import Mending
+from dane_server.storage.statements import doctor as sql
 from dane_server.storage.tables import edges, jobs, tasks
 from tests.server.audit import audit, rows_left
 from tests.server.ledger import Ledger, answer, graph, parallel, sequence, task
@@ -18,11 +22,11 @@ CHAIN = graph(a="A", b=("B", "a"), c=("C", "b"))
 JOINED = sequence(parallel("A", "B"), parallel("C", "D"), "E")
 
 
-async def change(ledger: Ledger, statement: Any) -> None:
+async def change(ledger: Ledger, statement: Any, rows: Sequence[Mapping[str, Any]] = ()) -> None:
     """What a bug, a restored backup or a hand at the database may have done."""
 
     async def unit(connection: Any) -> None:
-        await connection.execute(statement)
+        await connection.execute(statement, rows or None)
 
     await ledger.store.write(unit)
 
@@ -169,3 +173,47 @@ async def test_all_unfinished_jobs_are_gone_through_in_batches(ledger: Ledger) -
 
     assert batches == [jobs_of_it[1:]]
     assert rest == [jobs_of_it[2:]]
+
+
+@pytest.mark.services
+async def test_no_question_reads_the_whole_history(mariadb_store: Store) -> None:
+    """Two thousand jobs are over; what is asked is answered by an index, from what is not."""
+    ledger = Ledger.of(mariadb_store)
+    numbers = range(1, 2001)
+    job = {"source_url": "u", "priority": 1, "metadata": "{}", "shared": "{}", "tree": "{}"}
+    over = sa.insert(jobs).values(created_at=now(), finished_at=now(), total=1, succeeded=1, **job)
+    done = sa.insert(tasks).values(seq=0, task_key="A", state=TaskState.SUCCEEDED, released=True)
+    await change(ledger, over, [{"id": number, "source_id": f"s{number}"} for number in numbers])
+    await change(ledger, done, [{"job_id": number} for number in numbers])
+    mine = [await ledger.submit(JOINED) for _ in range(5)]
+    await ledger.send()
+    questions = {
+        "unfinished": sql.unfinished_jobs(0, 500),
+        "recounted": sql.recounted(mine),
+        "nodes": sql.wrong_nodes_of_jobs(mine, 100),
+        "among": sql.wrong_nodes_among(mine),
+        "strays": sql.strays(TaskState.BLOCKED),
+        "overdue": sql.long_overdue(TaskState.DISPATCHING, 60),
+        "lapsed": sql.lapsed_leases(60),
+        "nowhere": sql.running_nowhere(60),
+        "ready": sql.ready_long("A", 60),
+        "queued": sql.some_queued("A", 6),
+        "unroutable": sql.unroutable_types("A", 60),
+        "open": sql.open_tasks([TaskState.READY, TaskState.QUEUED]),
+    }
+
+    plans = {name: await plan(mariadb_store, asked) for name, asked in questions.items()}
+
+    for name, steps in plans.items():
+        read = [step for step in steps if step.table in ("job", "task", "edge", "before")]
+        assert read, name
+        assert [step for step in read if step.key is None or int(step.rows) > 500] == [], name
+
+
+async def plan(store: Store, question: Any) -> Sequence[Any]:
+    async def unit(connection: Any) -> Sequence[Any]:
+        text = question.compile(connection.engine, compile_kwargs={"literal_binds": True})
+        rows: Sequence[Any] = (await connection.exec_driver_sql(f"EXPLAIN {text}")).all()
+        return rows
+
+    return await store.read(unit)

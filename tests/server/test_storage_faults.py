@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from dane_core.errors import DaneError, OutcomeUnknown, StoreUnreachable
+from dane_core.errors import BadSettings, DaneError, OutcomeUnknown, StoreUnreachable
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.states import JobStatus
 from dane_server.runner import submit
@@ -24,7 +24,7 @@ from dane_server.storage.engine import Store, open_store
 from dane_server.storage.view import Once, Submitted
 from tests.server.audit import audit
 from tests.server.ledger import Ledger, answer, parallel, sequence, spec
-from tests.server.scripted import PATIENT, at_work
+from tests.server.scripted import HASTY, PATIENT, at_work
 from tests.server.stores import empty_store
 from tests.services.mariadb import execute
 from tests.services.proxy import Proxy, proxy_to
@@ -285,6 +285,56 @@ async def _all_in_use(store: Store) -> None:
         await together(store.read, engine._READERS)
 
 
+@pytest.mark.services
+async def test_a_server_that_is_frozen_in_a_transaction_loses_its_locks(
+    mariadb_store: Store, mariadb_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP, or a network that has forgotten it. When it wakes it does its work after all."""
+    await mariadb_store.write(lambda connection: add(connection, "x"))
+    touch = sa.update(SECRETS).where(SECRETS.c.name == "x")
+    held, awake = asyncio.Event(), asyncio.Event()
+
+    async def freeze(connection: AsyncConnection) -> None:
+        await connection.execute(touch.values(value="frozen"))
+        held.set()
+        await awake.wait()
+        await connection.execute(touch.values(value="woken"))
+
+    async def read(connection: AsyncConnection) -> str:
+        return str((await connection.scalars(sa.select(SECRETS.c.value))).one())
+
+    monkeypatch.setattr(engine, "_STATEMENT_SECONDS", 1)
+    async with open_store(mariadb_url) as frozen:
+        freezing = asyncio.create_task(frozen.write(freeze))
+        await held.wait()
+
+        async with asyncio.timeout(10):
+            await mariadb_store.write(lambda c: c.execute(touch.values(value="others")))
+
+        assert await mariadb_store.read(read) == "others"
+        awake.set()
+        await freezing
+        assert await mariadb_store.read(read) == "woken"
+
+
+@pytest.mark.services
+async def test_a_runner_goes_on_when_the_database_is_back(wire: Proxy, wired: Store) -> None:
+    ledger = Ledger.of(wired)
+    async with at_work(ledger, pace=HASTY) as office:
+        await office.hire("A", "B")
+        before = await office.submit(sequence(*["A", "B"] * 4))
+        wire.refuse()
+        with pytest.raises(StoreUnreachable):
+            await office.submit("A")
+        wire.mend()
+
+        after = await office.submit(sequence("A", "B"))
+        await office.ended(after)
+        await office.ended(before)
+
+    assert [await audit(wired, job) for job in (before, after)] == [[], []]
+
+
 # --- faults nobody foresaw -----------------------------------------------------------------------
 
 
@@ -374,6 +424,26 @@ async def test_a_database_that_is_read_only_is_read_and_written_again_later(
             await office.ended(await office.submit("A"))
 
 
+@pytest.mark.parametrize("place", ["", "/", "/:memory:", "/file::memory:?cache=shared&uri=true"])
+async def test_a_database_in_memory_is_refused(place: str) -> None:
+    """Each connection would have one of its own, or all would be in one transaction."""
+    with pytest.raises(BadSettings, match=r"STORE\.URL"):
+        async with open_store(f"sqlite+aiosqlite://{place}"):
+            raise AssertionError("opened")
+
+
+async def test_who_reads_a_sqlite_file_never_checkpoints_it(sqlite_store: Store) -> None:
+    """Two connections that do so at once can corrupt it, before SQLite 3.51.3."""
+
+    async def settings(connection: AsyncConnection) -> list[Any]:
+        pragmas = ("wal_autocheckpoint", "query_only")
+        return [(await connection.exec_driver_sql(f"PRAGMA {name}")).scalar() for name in pragmas]
+
+    assert await sqlite_store.read(settings) == [0, 1]
+    async with sqlite_store.apart() as apart:
+        assert await apart.read(settings) == [0, 1]
+
+
 # --- those who ask too much ------------------------------------------------------------------
 
 
@@ -419,16 +489,23 @@ async def test_what_is_apart_shares_the_one_writer_of_a_sqlite_file(sqlite_store
 async def test_people_who_hang_up_leave_no_locks_and_get_nobody_elses_rows(
     mariadb_store: Store,
 ) -> None:
-    """Ten thousand requests, each one cancelled at random: between any two steps, or never."""
+    """Requests that are cancelled at random: between any two steps, or never."""
     ledger = Ledger.of(mariadb_store)
+    runner = runner_on(mariadb_store)
     jobs = [await ledger.submit("A", source_id=f"S{n}") for n in range(20)]
     dice = random.Random(1)
 
     async def ask(place: int) -> bool:
         return (await ledger.reader.job(jobs[place])).source_id == f"S{place}"
 
+    async def post(number: int) -> bool:
+        once = Once(key=f"k{number}", digest="0" * 64)
+        stored = await runner.submit(spec("A", source_id=f"N{number}"), once=once)
+        return (await ledger.reader.job(stored.job_id)).source_id == f"N{number}"
+
     async def impatient(number: int) -> bool | None:
-        asking = asyncio.create_task(ask(number % len(jobs)))
+        asks = post(number) if number % 4 == 0 else ask(number % len(jobs))
+        asking = asyncio.create_task(asks)
         for _ in range(dice.randint(0, 30)):
             await asyncio.sleep(0)
         if dice.random() < 0.7:
@@ -440,7 +517,7 @@ async def test_people_who_hang_up_leave_no_locks_and_get_nobody_elses_rows(
     async def one_after_another(numbers: Sequence[int]) -> list[bool | None]:
         return [await impatient(number) for number in numbers]
 
-    numbers = range(1000)
+    numbers = range(600)
     told = await asyncio.gather(*(one_after_another(numbers[n::20]) for n in range(20)))
 
     outcomes = [outcome for some in told for outcome in some]
@@ -449,6 +526,9 @@ async def test_people_who_hang_up_leave_no_locks_and_get_nobody_elses_rows(
     assert outcomes.count(None) > 50
     await _all_in_use(mariadb_store)
     assert await _transactions(mariadb_store) == 0
+    again = [await post(number) for number in numbers[:40:4]]  # by the keys of those who hung up
+    assert again == [True] * 10
+    assert await count_jobs(mariadb_store) <= len(jobs) + len(numbers) // 4
 
 
 async def _transactions(store: Store) -> int:

@@ -24,7 +24,7 @@ from tests.server.audit import audit, rows_left
 from tests.server.crash import Crash, Crashing, Holding
 from tests.server.ledger import Ledger, answer, parallel, released, sequence, started
 
-ROUNDS = 12
+ROUNDS = 8
 
 
 async def _after_a_while(dice: random.Random, work: Coroutine[Any, Any, Any]) -> Any:

@@ -1,6 +1,7 @@
 """Answers are recorded once, together with what they let go; what comes late changes nothing."""
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from dane_core.states import JobStatus, TaskState
 from dane_server.storage import tables
 from dane_server.storage.acts import Acts
 from dane_server.storage.recording import retry_delay
+from dane_server.storage.view import Rejected, Rejection
 from dane_server.storage.writer import Writer
 from tests.server.audit import audit, read_books
 from tests.server.crash import Crash, Crashing, Holding
@@ -208,6 +210,90 @@ async def test_an_answer_is_taken_from_a_message_thought_lost(ledger: Ledger) ->
     assert before == {"A": READY, "B": TaskState.UNROUTABLE}
     assert await ledger.status(job) is JobStatus.SUCCEEDED
     assert await audit(ledger.store, job) == []
+
+
+# --- what is not recorded ---------------------------------------------------------------------
+
+
+async def rejections_of(ledger: Ledger, task_id: int) -> list[tuple[int, str, int, str | None]]:
+    async def unit(connection: AsyncConnection) -> list[tuple[int, str, int, str | None]]:
+        rows = await connection.execute(
+            sa.select(tables.rejected).where(tables.rejected.c.task_id == task_id)
+        )
+        return sorted((row.attempt, row.reason, row.times, row.worker) for row in rows)
+
+    return await ledger.store.read(unit)
+
+
+async def test_a_hundred_copies_of_an_answer_are_one_answer_and_99_rejections(
+    ledger: Ledger,
+) -> None:
+    job = await ledger.submit("A")
+    [claim] = await ledger.send()
+
+    first = await ledger.record(*[answer(claim, worker="w1")] * 60)
+    second = await ledger.record(*[answer(claim, worker="w2")] * 40)
+
+    assert (len(first.late), len(second.late)) == (59, 40)
+    assert second.reasons == {Rejected.SETTLED: 40}
+    assert await rejections_of(ledger, claim.task_id) == [(1, "settled", 99, "w2")]
+    [attempt] = (await ledger.reader.task(claim.task_id)).attempts
+    assert attempt.worker == "w1"
+    assert await audit(ledger.store, job) == []
+
+
+async def test_each_answer_that_is_not_recorded_is_counted_with_its_reason(
+    ledger: Ledger,
+) -> None:
+    """Together in one batch, with one that is."""
+    job = await ledger.submit(parallel("A", "B", "C"))
+    stale, cancelled, good = await ledger.send()
+    other = await ledger.submit("A")
+    [deleted] = await ledger.send()
+    await ledger.acts.force_task(stale.task_id)
+    await ledger.acts.retry_task(cancelled.task_id)
+    await ledger.record(answer(cancelled, 499))
+    await ledger.acts.delete_job(other)
+
+    recorded = await ledger.record(
+        answer(stale), answer(cancelled), answer(deleted, worker="w9"), answer(good)
+    )
+
+    assert set(recorded.settled) == {good.task_id}
+    assert recorded.reasons == {Rejected.STALE: 1, Rejected.SETTLED: 1, Rejected.GONE: 1}
+    assert await rejections_of(ledger, stale.task_id) == [(1, "stale", 1, None)]
+    assert await rejections_of(ledger, cancelled.task_id) == [(1, "settled", 1, None)]
+    assert await rejections_of(ledger, deleted.task_id) == []
+    assert await rejections_of(ledger, 0) == [(0, "gone", 1, "w9")]
+    assert await audit(ledger.store, job) == []
+
+
+async def test_rejections_go_with_their_task(ledger: Ledger) -> None:
+    job = await ledger.submit("A")
+    [claim] = await ledger.send()
+    await ledger.record(answer(claim), answer(claim))
+
+    await ledger.acts.delete_job(job)
+
+    assert await rejections_of(ledger, claim.task_id) == []
+
+
+async def test_forgeries_cannot_fill_the_store(ledger: Ledger) -> None:
+    """Attempts and tasks that never were are counted as one."""
+    await ledger.submit("A")
+    [claim] = await ledger.send()
+    tickets = [ticket(claim, attempt=n) for n in range(1, 50)]
+    unknown = [replace(one, task_id=TaskId(10**6 + one.attempt)) for one in tickets]
+
+    await ledger.writer.count_forged(
+        [Rejection(ticket=one, worker="x", reason=Rejected.FORGED) for one in [*tickets, *unknown]]
+    )
+
+    assert await rejections_of(ledger, claim.task_id) == [
+        (0, "forged", 48, "x"),
+        (1, "forged", 1, "x"),
+    ]
+    assert await rejections_of(ledger, 0) == [(0, "forged", 49, "x")]
 
 
 # --- again by itself --------------------------------------------------------------------------

@@ -118,10 +118,13 @@ async def test_a_task_that_moved_on_is_not_given_another_attempt(ledger: Ledger)
 
     with clock_put(ledger.store, 61):
         await lose(ledger, [one for one in over if one.task_id == taken.id])
+        await ledger.send()
+        await lease(ledger, job, "B", worker="w2")
+    with clock_put(ledger.store, 3600):
         again = await lose(ledger, over)
 
     assert not again
-    assert (await ledger.states(job)) == {"A": TaskState.SUCCEEDED, "B": READY}
+    assert (await ledger.states(job)) == {"A": TaskState.SUCCEEDED, "B": RUNNING}
     assert (await ledger.task(job, "B")).attempt == 2
 
 

@@ -170,9 +170,10 @@ class AmqpExchange:
             self._closed = True
 
     async def watch(self, check_every: float) -> None:
-        """Look every so many seconds for consumers that have gone deaf."""
+        """Look every so many seconds for consumers that have gone deaf, and for an alarm."""
         while True:
             await asyncio.sleep(check_every)
+            await self._publisher.probe()
             await self._watchdog.check([*self._subscriptions])
 
     @property

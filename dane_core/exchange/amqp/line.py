@@ -89,6 +89,8 @@ class Line:
             return self._overheard.closed
         if fault is None or isinstance(fault, asyncio.CancelledError):
             return "it fell silent"
+        if isinstance(fault, TimeoutError) and not str(fault):
+            return "it did not answer in time"
         return str(fault) or type(fault).__name__
 
     async def leave(self) -> None:

@@ -23,6 +23,8 @@ _WINDOW: Final = 200
 #: Bytes of one publish, about. A body the broker finds too large costs its whole channel: one
 #: that is larger than this gets a channel of its own.
 _LARGE: Final = 1024 * 1024
+#: The name of a queue that nobody makes.
+_NOWHERE: Final = "dane.nowhere"
 _TRANSIENT: Final = 1
 _PERSISTENT: Final = 2
 
@@ -73,12 +75,19 @@ class Publisher:
             self._learn_from(loss.__cause__)
             raise
 
+    async def probe(self) -> None:
+        """Send what goes nowhere: the broker tells of an alarm only those who publish."""
+        nothing = _properties(Envelope(type="probe", body=b""), datetime.now(UTC), _TRANSIENT)
+        await self._send_all([Parcel("", _NOWHERE, b"", nothing)])
+
     async def _send_all(self, window: Sequence[Parcel]) -> tuple[list[Fate], bool]:
         """Send at once; the fate of each, and whether the broker had a word on every one."""
         try:
             if len(window) == 1 and len(window[0].body) > _LARGE:
                 return await self._send_alone(window)
-            return await self._send_over(await self._open(), window)
+            async with answer_within(self._line.patience):  # others may be opening it for long
+                channel = await self._open()
+            return await self._send_over(channel, window)
         except ExchangeUnreachable as fault:
             self._fault = str(fault)
             return [Fate.UNKNOWN] * len(window), False

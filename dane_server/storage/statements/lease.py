@@ -27,6 +27,7 @@ def held(ids: Sequence[int]) -> sa.Select[Any]:
             tasks.c.starters,
             sa.func.coalesce(tasks.c.due_at <= now(), sa.true()).label("is_over"),
         )
+        .with_hint(tasks, "FORCE INDEX (PRIMARY)", "mysql")
         .where(tasks.c.id.in_(ids))
         .order_by(tasks.c.id)
         .with_for_update()

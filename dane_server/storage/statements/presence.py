@@ -107,9 +107,13 @@ def renew(leases: Mapping[Ticket, float]) -> sa.Update:
 
 
 def standing_of(ids: Sequence[int]) -> sa.Select[Any]:
-    """Where tasks stand that workers say they are at work on."""
-    return sa.select(tasks.c.id, tasks.c.attempt, tasks.c.state, tasks.c.leased).where(
-        tasks.c.id.in_(ids)
+    """Where tasks stand of which workers speak, locked in the order of their ids."""
+    return (
+        sa.select(tasks.c.id, tasks.c.attempt, tasks.c.dispatch, tasks.c.state)
+        .with_hint(tasks, "FORCE INDEX (PRIMARY)", "mysql")
+        .where(tasks.c.id.in_(ids))
+        .order_by(tasks.c.id)
+        .with_for_update()
     )
 
 

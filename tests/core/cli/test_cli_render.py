@@ -132,6 +132,21 @@ def test_nothing_that_a_worker_says_steers_the_terminal() -> None:
         assert "[bold red]markup[/]" in text
 
 
+def test_a_task_shows_what_was_not_recorded() -> None:
+    late = {
+        "attempt": 1,
+        "reason": "stale",
+        "times": 3,
+        "worker": "w1",
+        "last_at": "2026-11-22T10:00:00.000000Z",
+    }
+
+    [head, line] = drawn(task_page(task("A", rejected=[late])["Task"])).splitlines()[-2:]
+
+    assert head.split() == ["NOT", "RECORDED", "ATTEMPT", "TIMES", "WORKER", "LAST"]
+    assert line.split()[:4] == ["stale", "1", "3", "w1"]
+
+
 def test_long_text_is_cut() -> None:
     assert len(plain("x" * 100_000)) < 500
 

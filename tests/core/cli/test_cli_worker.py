@@ -63,7 +63,7 @@ async def test_a_second_sigterm_ends_a_worker_at_once_and_its_watchman_says_so(
                 await desk.send(message(Stays))
                 await desk.hear(Leased)
                 worker.process.send_signal(signal.SIGTERM)
-                await worker.says("draining: 1 tasks are running")
+                await worker.says("no more tasks are taken; what runs (1) may end")
                 worker.process.send_signal(signal.SIGTERM)
                 gone = await desk.hear(Gone)
                 code = await asyncio.to_thread(worker.process.wait)

@@ -92,6 +92,7 @@ def test_every_route_says_how_it_fails(contract: dict[str, Any]) -> None:
         ("POST", "/DANE/workers/A/retry?state=500", "/DANE/workers/{key}/retry"),
         ("GET", "/DANE/limits", "/DANE/limits"),
         ("GET", "/DANE/ready", "/DANE/ready"),
+        ("GET", "/DANE/doctor", "/DANE/doctor"),
     ],
 )
 async def test_answers_are_as_published(

@@ -7,7 +7,14 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from dane_core.errors import BadSpec, DaneError, ExchangeUnreachable, Fault, StoreUnreachable
+from dane_core.errors import (
+    BadSpec,
+    DaneError,
+    ExchangeUnreachable,
+    Fault,
+    OutcomeUnknown,
+    StoreUnreachable,
+)
 from dane_core.exchange.base import Exchange
 from dane_core.exchange.memory import MemoryExchange
 from dane_server.api import create_api
@@ -74,7 +81,18 @@ def test_errors_of_the_server_do_not_speak_in_their_own_words() -> None:
     assert all(told)
 
 
-@pytest.mark.parametrize("kind", [StoreUnreachable, ExchangeUnreachable])
+async def test_who_cannot_be_told_what_became_of_a_request_is_told_that() -> None:
+    """Not that nothing was changed; and how to be sure the next time."""
+    async with client_of(OutcomeUnknown("lost at db7.internal")) as http:
+        told = (await http.get("/DANE/job/1")).json()
+
+    assert told["status"] == 503
+    assert told["type"] == "urn:dane:problem:outcome-unknown"
+    assert "Nothing was changed" not in told["detail"]
+    assert "Idempotency-Key" in told["detail"]
+
+
+@pytest.mark.parametrize("kind", [StoreUnreachable, OutcomeUnknown, ExchangeUnreachable])
 async def test_what_is_out_of_reach_may_be_asked_again(kind: type[DaneError]) -> None:
     async with client_of(kind("no route to db7.internal")) as http:
         answer = await http.get("/DANE/job/1")

@@ -16,7 +16,14 @@ def test_config_prints_every_value_and_where_it_is_from(
     said = dane("config", "--json").json
 
     assert said["settings"]["RABBITMQ"]["HOST"] == "broker"
-    assert said["settings"]["WORKER"] == {"SLOTS": 7, "GRACE": 30.0, "HEALTH_PORT": None}
+    assert said["settings"]["WORKER"] == {
+        "SLOTS": 7,
+        "GRACE": 30.0,
+        "HAND_OFF": 60.0,
+        "BEAT": 15.0,
+        "HEALTH_PORT": None,
+        "SPOOL": f"{tmp_path}/home/spool",
+    }
     assert said["origins"]["RABBITMQ.HOST"] == f"{tmp_path}/config.yml line 2"
     assert said["origins"]["WORKER.SLOTS"] == "environment DANE_WORKER__SLOTS"
     assert "DANE.PORT" not in said["origins"]

@@ -162,12 +162,19 @@ def test_jobs_are_still_there_after_a_restart(dane: Dane, tmp_path: Path) -> Non
     assert (tmp_path / "dane-data" / "dane.sqlite").is_file()
 
 
-def test_a_second_server_on_one_file_is_refused(dane: Dane, tmp_path: Path) -> None:
+def test_a_second_server_on_one_file_is_refused_until_the_first_is_dead(
+    dane: Dane, tmp_path: Path
+) -> None:
+    """The lock ends with its process, however that ends."""
     (tmp_path / "shout.py").write_text(WORKER)
-    with running(tmp_path, "dev", "shout.py", "--port", 0, "--json") as dev:
+    command = ("dev", "shout.py", "--port", 0, "--json")
+    with running(tmp_path, *command) as dev:
         dev.line()
 
         said = dane("serve", "--port", 0)
+        dev.end(signal.SIGKILL)
+    with running(tmp_path, *command) as following:
+        assert "url" in following.line()
 
     assert said.code == 78
     assert "another DANE server uses" in said.err
