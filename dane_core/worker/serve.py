@@ -206,7 +206,7 @@ class _Service:
 
     async def _drain(self, counters: "set[asyncio.Task[None]]") -> None:
         logger.info(
-            "no more tasks are taken; what runs (%d) may end within %g s",
+            "draining: no more tasks are taken; what runs (%d) may end within %g s",
             len(self._floor.running),
             self._serving.grace.total_seconds(),
         )

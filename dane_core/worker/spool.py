@@ -185,7 +185,7 @@ class Spool:
                 _leave(folder, lock)
 
     async def _send_all(self, folder: Path, send: Callable[[Answer], Awaitable[bool]]) -> bool:
-        for path in await asyncio.to_thread(_answers_in, folder):
+        for path in await self._on_disk(self._answers_in, folder) or ():
             answer = await asyncio.to_thread(self._read, path)
             if answer is None:
                 continue
@@ -196,6 +196,16 @@ class Spool:
             )
             await asyncio.to_thread(self._remove, path)
         return True
+
+    def _answers_in(self, folder: Path) -> list[Path]:
+        """What a dead worker has left; what it was still writing goes."""
+        try:
+            for draft in folder.glob("*.new"):
+                self._remove(draft)
+            return sorted(folder.glob("*.json"))
+        except OSError as fault:
+            self._complain("a folder of answers cannot be read: %s", fault)
+            return []
 
     def _find(self, ticket: Ticket) -> Answer | None:
         for folder in self._folders():
@@ -220,7 +230,7 @@ class Spool:
             return None
         except OSError as fault:
             self._complain("an answer cannot be read: %s", fault)
-        except (BadMessage, ValueError, KeyError, TypeError) as fault:
+        except (BadMessage, ValueError, KeyError, TypeError, AttributeError) as fault:
             self._put_aside(path, fault)
         return None
 
@@ -265,7 +275,7 @@ def _packed(envelope: Envelope) -> bytes:
 
 
 def _unpacked(data: bytes) -> Answer:
-    """Raises: ValueError, KeyError, TypeError, BadMessage."""
+    """Raises: ValueError, KeyError, TypeError, AttributeError, BadMessage."""
     saved: dict[str, Any] = orjson.loads(data)
     envelope = Envelope(
         type=saved["type"],
@@ -277,13 +287,6 @@ def _unpacked(data: bytes) -> Answer:
     if not isinstance(report, Answer):
         raise BadMessage(f"{envelope.type} instead of an answer")
     return report
-
-
-def _answers_in(folder: Path) -> list[Path]:
-    """What a dead worker has left; what it was still writing goes."""
-    for draft in folder.glob("*.new"):
-        draft.unlink(missing_ok=True)
-    return sorted(folder.glob("*.json"))
 
 
 def _write(path: Path, data: bytes) -> None:

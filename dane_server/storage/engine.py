@@ -36,7 +36,8 @@ _TRIES: Final = 8
 _TRIES_OF_A_LOST: Final = 3
 _STATEMENT_SECONDS: Final = 15
 #: A unit of work takes so long at most, all its tries together.
-_UNIT_SECONDS: Final = 30
+_UNIT_SECONDS: Final = 28
+_MISSED_SECONDS: Final = 1
 #: To have a connection that answers: a place in the pool, a ping, a handshake.
 _CONNECT_SECONDS: Final = 10
 _POOL_SECONDS: Final = 5
@@ -80,14 +81,14 @@ class Store:
         would go on in the server anyway, holding its locks. Raises: StoreUnreachable, when
         nothing was changed; OutcomeUnknown, when the commit was not acknowledged.
         """
-        return await self._shielded(self._write(unit))
+        return await self._shielded(self._write(unit), OutcomeUnknown)
 
     async def read(self, unit: Unit[T]) -> T:
         """Run queries that see one state of the store each; again, where a connection is lost.
 
         Raises: StoreUnreachable.
         """
-        return await self._shielded(self._read(unit))
+        return await self._shielded(self._read(unit), StoreUnreachable)
 
     @asynccontextmanager
     async def apart(self) -> "AsyncIterator[Store]":
@@ -113,11 +114,22 @@ class Store:
             await self._writes.dispose()
         await self._reads.dispose()
 
-    async def _shielded(self, work: Awaitable[T]) -> T:
+    async def _shielded(self, work: Awaitable[T], silent: type[StoreUnreachable]) -> T:
         task = asyncio.ensure_future(work)
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-        return await asyncio.shield(task)
+        task.add_done_callback(self._forget)
+        # Work that was told to end may miss it: `asyncio.wait_for`, by which the pool waits,
+        # loses a cancellation that comes together with what it waits for (Python 3.11).
+        await asyncio.wait({task}, timeout=_UNIT_SECONDS + _MISSED_SECONDS)
+        if not task.done() or task.cancelled():
+            task.cancel()
+            raise silent("the database does not answer: no answer in time")
+        return task.result()
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where its caller has gone
 
     async def _write(self, unit: Unit[T]) -> T:
         deadline = asyncio.get_running_loop().time() + _UNIT_SECONDS
@@ -163,6 +175,8 @@ class Store:
             asyncio.timeout_at(min(soon, deadline)) as limit,
             engine.connect() as connection,
         ):
+            if limit.expired():
+                raise TimeoutError
             limit.reschedule(deadline)
             yield connection
 

@@ -104,8 +104,8 @@ jobs: Final = sa.Table(
     _time("created_at", nullable=False),
     _time("started_at"),
     _time("finished_at"),
-    _time("cut_at"),  # when a cancellation last took work on it away from workers
     sa.Column("status", _ascii(12), sa.Computed(STATUS_SQL, persisted=True)),
+    _time("cut_at"),  # when a cancellation last took work on it away from workers
     sa.Index("job_status", "status", "id"),
     sa.Index("job_source", "source_id", "id"),
     sa.Index("job_finished", "finished_at", "id"),

@@ -157,7 +157,14 @@ async def test_the_folder_of_another_host_is_taken_over_once_nobody_was_there_fo
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff", b"[]", b'{"v":1}', b'{"type":"goodbye","correlation_id":null,"headers":{}}'],
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b'{"type":"answer","correlation_id":"1","headers":3,"body":"{}"}',
+        b'{"v":1}',
+        b'{"type":"goodbye","correlation_id":null,"headers":{}}',
+    ],
 )
 async def test_a_file_that_is_no_answer_is_put_aside_and_told(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture

@@ -285,6 +285,29 @@ async def _all_in_use(store: Store) -> None:
         await together(store.read, engine._READERS)
 
 
+async def test_who_asks_is_answered_in_time_even_by_work_that_misses_its_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool can lose the cancellation of who waits for it (`asyncio.wait_for`, Python 3.11)."""
+    monkeypatch.setattr(engine, "_UNIT_SECONDS", 0.2)
+    monkeypatch.setattr(engine, "_MISSED_SECONDS", 0.1)
+
+    async def deaf(connection: AsyncConnection) -> None:
+        await connection.execute(sa.select(1))
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    with pytest.raises(StoreUnreachable):
+        await store.read(deaf)
+    with pytest.raises(OutcomeUnknown):
+        await store.write(deaf)
+
+    monkeypatch.setattr(engine, "_UNIT_SECONDS", 5)
+    await store.write(lambda connection: add(connection, "a"))
+    assert await names(store) == ["a"]
+
+
 @pytest.mark.services
 async def test_a_server_that_is_frozen_in_a_transaction_loses_its_locks(
     mariadb_store: Store, mariadb_url: str, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,8 @@ from dane_server.storage.tables import attempts, jobs, once, rejected, tasks, va
 def _over(ends: Sequence[JobStatus], seconds: float) -> sa.ColumnElement[bool]:
     """The job has been over for so long, and nothing of it is left to be done.
 
-    What waits for something that failed will wait for ever: it is no work left to do.
+    What waits for something that failed will wait for ever: it is no work left to do. A paused
+    job has that status, unless it has succeeded all the same, and then nothing is left of it.
     """
     waiting = values_of(
         state for state in TaskState if state not in SETTLED and state is not TaskState.BLOCKED
@@ -27,7 +28,6 @@ def _over(ends: Sequence[JobStatus], seconds: float) -> sa.ColumnElement[bool]:
         jobs.c.status.in_([end.value for end in ends]),
         jobs.c.active == 0,
         jobs.c.held == 0,
-        sa.not_(jobs.c.paused),
         sa.not_(jobs.c.cancelling),
         sa.not_(moving),
     )
