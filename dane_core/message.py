@@ -5,7 +5,7 @@ classes are what is inside; each knows how to `seal` itself into an envelope, an
 and friends turn an envelope back, or raise `BadMessage`. Bodies are JSON objects with `"v": 1`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -18,6 +18,8 @@ from dane_core.routing import TASK_KEY, routing_key
 T = TypeVar("T")
 
 VERSION: Final = 1
+#: The type of a message that holds several reports.
+BUNDLE: Final = "bundle"
 
 #: An answer's response travels in its message up to this size, in bytes.
 INLINE_LIMIT: Final = 256 * 1024
@@ -453,11 +455,58 @@ Report = (
 
 def open_report(envelope: Envelope) -> Report:
     """Read what a worker or an API process says. Raises: BadMessage."""
+    return _report_in(envelope, _body(envelope))
+
+
+def _report_in(envelope: Envelope, body: dict[str, Any]) -> Report:
     try:
         read = _READERS[envelope.type]
     except KeyError:
         raise BadMessage(f"unknown message type {envelope.type!r}") from None
-    return read(envelope, _body(envelope))
+    return read(envelope, body)
+
+
+def bundle(envelopes: Sequence[Envelope]) -> Envelope:
+    """Put sealed reports into one message: what a busy worker says costs the broker one."""
+    said = [
+        {
+            "type": envelope.type,
+            "correlation_id": envelope.correlation_id,
+            "reply_to": envelope.reply_to,
+            "headers": envelope.headers,
+            "body": orjson.Fragment(envelope.body),
+        }
+        for envelope in envelopes
+    ]
+    return Envelope(type=BUNDLE, body=_dumps(said=said))
+
+
+def open_reports(envelope: Envelope) -> "list[tuple[Envelope, Report | BadMessage]]":
+    """The reports in a message, which may be a bundle; in place of a bad one stands why.
+
+    Each has an envelope of its own, as if it had come alone.
+    """
+    try:
+        if envelope.type != BUNDLE:
+            return [(envelope, open_report(envelope))]
+        return [_bundled(_object(item, "said")) for item in _get(_body(envelope), "said", list)]
+    except BadMessage as fault:
+        return [(envelope, fault)]
+
+
+def _bundled(item: dict[str, Any]) -> "tuple[Envelope, Report | BadMessage]":
+    body = _get(item, "body", dict)
+    envelope = Envelope(
+        type=_get(item, "type", str),
+        body=orjson.dumps(body),
+        correlation_id=_maybe(item, "correlation_id", str),
+        reply_to=_maybe(item, "reply_to", str),
+        headers=_get(item, "headers", dict),
+    )
+    try:
+        return envelope, _report_in(envelope, _versioned(body, envelope.type))
+    except BadMessage as fault:
+        return envelope, fault
 
 
 def _answer(envelope: Envelope, body: dict[str, Any]) -> Answer:
@@ -621,9 +670,12 @@ def _body(envelope: Envelope) -> dict[str, Any]:
         body = orjson.loads(envelope.body)
     except orjson.JSONDecodeError as fault:
         raise BadMessage(f"{envelope.type}: not JSON: {fault}") from None
-    body = _object(body, envelope.type)
+    return _versioned(_object(body, envelope.type), envelope.type)
+
+
+def _versioned(body: dict[str, Any], where: str) -> dict[str, Any]:
     if body.get("v") != VERSION:
-        raise BadMessage(f"{envelope.type}: version {body.get('v')!r}, expected {VERSION}")
+        raise BadMessage(f"{where}: version {body.get('v')!r}, expected {VERSION}")
     return body
 
 

@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from dane_core.errors import ExchangeUnreachable
 from dane_core.exchange.base import Exchange, Fate
-from dane_core.message import Answer, Envelope, Report, Ticket
+from dane_core.message import INLINE_LIMIT, Answer, Envelope, Report, Ticket, bundle
 from dane_core.worker.spool import Spool
 
 logger = logging.getLogger(__name__)
 
 #: Envelopes that wait for their confirmation together, at most.
 _WINDOW: Final = 200
+#: Reports in one message at most; together they are no larger than one may be.
+_BUNDLE: Final = 50
 #: Between two tries to deliver, in seconds: the first pause, and the longest.
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 15.0
@@ -99,10 +102,26 @@ class Outbox:
         return self._spool is not None and await self._spool.keep(answer)
 
     async def _send(self, envelopes: list[Envelope]) -> list[Fate]:
+        groups = list(_bundles(envelopes))
+        sent = [group[0] if len(group) == 1 else bundle(group) for group in groups]
         try:
-            return list(await self._exchange.send(self._queue, envelopes))
+            fates = await self._exchange.send(self._queue, sent)
         except ExchangeUnreachable:
             return [Fate.UNKNOWN] * len(envelopes)
+        return [fate for group, fate in zip(groups, fates, strict=True) for _ in group]
+
+
+def _bundles(envelopes: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:
+    """Cut into what goes as one message, in order."""
+    start = size = 0
+    for place, envelope in enumerate(envelopes):
+        length = len(envelope.body)
+        if place > start and (place - start == _BUNDLE or size + length > INLINE_LIMIT):
+            yield envelopes[start:place]
+            start, size = place, 0
+        size += length
+    if envelopes:
+        yield envelopes[start:]
 
 
 def _is_costly(answer: Answer) -> bool:

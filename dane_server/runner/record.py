@@ -24,7 +24,7 @@ from dane_core.message import (
     Report,
     Started,
     Verdict,
-    open_report,
+    open_reports,
 )
 from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE
 from dane_core.states import TaskState
@@ -34,6 +34,7 @@ from dane_server.runner.dispatch import Dispatcher
 from dane_server.runner.pace import Pace
 from dane_server.runner.sift import Said, by_kind, sift
 from dane_server.runner.ticket import Signer
+from dane_server.storage.chunk import chunks
 from dane_server.storage.view import Rejected, Zombie
 from dane_server.storage.writer import Writer
 
@@ -77,11 +78,11 @@ class Recorder:
         await self._exchange.declare_queue(DEAD_QUEUE)
         await self._exchange.declare_queue(self._queue)
         await self._exchange.broadcast(Control(act="roll").seal())
-        prefetch = 2 * self._pace.batch
-        async with self._exchange.consume(self._queue, prefetch=prefetch) as responses:
+        async with self._exchange.consume(self._queue, prefetch=self._pace.batch) as responses:
             while True:
                 batch = await responses.take(self._pace.batch)
-                await self._take(await self._readable(batch))
+                for some in chunks(await self._readable(batch), self._pace.batch):
+                    await self._take(some)
                 await responses.ack_through(batch[-1])
 
     async def take_reports(self, reports: Sequence[Report]) -> None:
@@ -130,10 +131,11 @@ class Recorder:
     async def _readable(self, batch: Sequence[Delivery]) -> list[tuple[Envelope, Report]]:
         reports: list[tuple[Envelope, Report]] = []
         for delivery in batch:
-            try:
-                reports.append((delivery.envelope, open_report(delivery.envelope)))
-            except BadMessage as fault:
-                await self._park(delivery.envelope, fault)
+            for envelope, report in open_reports(delivery.envelope):
+                if isinstance(report, BadMessage):
+                    await self._park(envelope, report)
+                else:
+                    reports.append((envelope, report))
         return reports
 
     async def _park(self, envelope: Envelope, fault: Exception) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import sqlalchemy as sa
@@ -15,7 +15,6 @@ from dane_core.routing import MEDIA_TYPE
 from dane_core.states import IN_FLIGHT, TaskState, outcome_number, outcome_state
 from dane_server.storage.chunk import ROWS, chunks, fitting
 from dane_server.storage.claiming import claim_along
-from dane_server.storage.functions import later
 from dane_server.storage.rejecting import count_rejections
 from dane_server.storage.release import release
 from dane_server.storage.statements import dispatch
@@ -91,7 +90,8 @@ class Ending:
     def started_at(self) -> Any:
         if self.answer.runtime is None:
             return self.row.started_at
-        return self.row.now - timedelta(seconds=min(max(self.answer.runtime, 0.0), 1e9))
+        # To a hundredth of a second, so that many short tasks have the same; `runtime` is exact.
+        return self.row.now - timedelta(seconds=round(min(max(self.answer.runtime, 0.0), 1e9), 2))
 
 
 def _sorted_out(
@@ -141,53 +141,54 @@ async def settle(connection: AsyncConnection, settled: Sequence[Ending], tally: 
 async def _settle_tasks(
     connection: AsyncConnection, settled: Sequence[Ending], tally: Tally
 ) -> None:
-    groups: defaultdict[tuple[TaskState, int, bool, bool], list[Ending]] = defaultdict(list)
+    alike: defaultdict[_Kind, list[Ending]] = defaultdict(list)
     for one in settled:
-        groups[one.state, one.number, one.lets_go, one.own].append(one)
+        alike[_kind(one)].append(one)
         tally.move(
             one.row.job_id,
             TaskState(one.row.state),
             one.state,
             allow_failure=one.row.allow_failure,
         )
-    for (state, outcome, lets_go, own), alike in sorted(groups.items()):
-        if state is TaskState.BACKOFF:
-            for one in alike:
-                await connection.execute(_back_off(one))
-            continue
-        values: dict[str, Any] = {
-            "outcome": outcome,
-            "message": sql.by_task({one.row.id: one.answer.message for one in alike}),
-            "worker": sql.by_task({one.row.id: one.answer.worker for one in alike}),
-            "started_at": sql.by_task({one.row.id: one.started_at for one in alike}),
-            "finished_at": alike[0].row.now,
-            "due_at": None,
-            **NOT_LEASED,
-        }
-        if own:
-            values |= NO_STARTS
-        if lets_go:
-            values["released"] = True
-        await connection.execute(sql.settle([one.row.id for one in alike], state, values))
+    for kind, some in sorted(alike.items()):
+        ids = [one.row.id for one in some]
+        await connection.execute(sql.settle(ids, kind.state, _values(kind, some)))
 
 
-def _back_off(one: Ending) -> sa.Update:
-    return sql.settle(
-        [one.row.id],
-        TaskState.BACKOFF,
-        {
-            **NOT_LEASED,
-            **(NO_STARTS if one.own else {}),
-            "outcome": one.number,
-            "message": one.answer.message,
-            "attempt": one.row.attempt + 1,
-            "tries": one.row.tries + 1,
-            "worker": one.answer.worker,
-            "queued_at": None,
-            "started_at": None,
-            "due_at": later(retry_delay(one.retry, one.row.tries)),
-        },
-    )
+class _Kind(NamedTuple):
+    """What endings have in common that are written down in one statement."""
+
+    state: TaskState
+    number: int
+    lets_go: bool
+    own: bool
+    delay: float  # seconds until the next try, if there is to be one
+
+
+def _kind(one: Ending) -> _Kind:
+    delay = retry_delay(one.retry, one.row.tries) if one.state is TaskState.BACKOFF else 0.0
+    return _Kind(one.state, one.number, one.lets_go, one.own, delay)
+
+
+def _values(kind: _Kind, alike: Sequence[Ending]) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "outcome": kind.number,
+        "message": sql.by_task({one.row.id: one.answer.message for one in alike}),
+        "worker": sql.by_task({one.row.id: one.answer.worker for one in alike}),
+        **NOT_LEASED,
+    }
+    if kind.own:
+        values |= NO_STARTS
+    if kind.lets_go:
+        values["released"] = True
+    if kind.state is TaskState.BACKOFF:
+        return values | sql.another_try(kind.delay)
+    started_at = {one.row.id: one.started_at for one in alike}
+    return values | {
+        "started_at": sql.by_task(started_at),
+        "finished_at": alike[0].row.now,
+        "due_at": None,
+    }
 
 
 def _attempt_row(one: Ending) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel
 
 from dane_core import TaskContext, Worker
+from dane_core.errors import BadMessage
 from dane_core.exchange.base import Exchange, Fate, Subscription
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.job import JobId, TaskId
@@ -22,7 +23,7 @@ from dane_core.message import (
     TaskMessage,
     Ticket,
     Verdict,
-    open_report,
+    open_reports,
 )
 from dane_core.routing import RESPONSE_QUEUE, work_queue
 from dane_core.worker.attempt import Pace
@@ -139,8 +140,10 @@ class Desk:
                         return report
                 (delivery,) = await self._reports.take(1)
                 await self._reports.ack(delivery)
-                self.heard.append(open_report(delivery.envelope))
-                self._unheard.append(self.heard[-1])
+                for _, said in open_reports(delivery.envelope):
+                    assert not isinstance(said, BadMessage), said
+                    self.heard.append(said)
+                    self._unheard.append(said)
 
     async def tell(self, act: str, **about: Any) -> None:
         await self.exchange.broadcast(Control(act=act, **about).seal())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dane_core.errors import BadMessage
 from dane_core.job import JobId, TaskId
 from dane_core.message import (
+    BUNDLE,
     TEXT_LIMIT,
     Answer,
     Ask,
@@ -27,8 +28,10 @@ from dane_core.message import (
     TaskMessage,
     Ticket,
     Verdict,
+    bundle,
     open_control,
     open_report,
+    open_reports,
     open_task,
     open_verdict,
 )
@@ -103,6 +106,41 @@ def test_a_report_reads_back_as_it_was_written(report: Any) -> None:
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.act)
 def test_a_control_reads_back_as_it_was_written(control: Control) -> None:
     assert open_control(control.seal()) == control
+
+
+def test_reports_read_back_from_a_bundle_in_their_order() -> None:
+    """What was said first is taken first, and each can be parked as if it had come alone."""
+    sealed = [report.seal() for report in REPORTS]
+
+    opened = open_reports(bundle(sealed))
+
+    assert [report for _, report in opened] == REPORTS
+    assert [open_report(envelope) for envelope, _ in opened] == REPORTS
+
+
+def test_one_report_that_cannot_be_read_costs_its_bundle_no_other() -> None:
+    good = Goodbye(worker="w1").seal()
+    strange = Envelope(type="wish", body=b'{"v": 1}')
+    outdated = Envelope(type="goodbye", body=b'{"v": 0, "worker": "w1"}')
+
+    opened = open_reports(bundle([good, strange, outdated, good]))
+
+    kinds = [type(report) for _, report in opened]
+    assert kinds == [Goodbye, BadMessage, BadMessage, Goodbye]
+    assert [envelope.type for envelope, _ in opened] == ["goodbye", "wish", "goodbye", "goodbye"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b'{"v": 1}', b'{"v": 1, "said": 1}', b'{"v": 1, "said": [1]}', b"{"]
+)
+def test_what_is_no_bundle_is_one_bad_message(body: bytes) -> None:
+    """It is parked whole, for a person to look at."""
+    envelope = Envelope(type=BUNDLE, body=body)
+
+    [(parked, fault)] = open_reports(envelope)
+
+    assert parked is envelope
+    assert isinstance(fault, BadMessage)
 
 
 def test_a_verdict_reads_back_as_it_was_written() -> None:

@@ -13,6 +13,8 @@ from typing import Any, Final, SupportsIndex
 from aiormq import AMQPConnectionError, TransportFactory
 from yarl import URL
 
+from dane_core.exchange.amqp.gathering import GatheringWriter
+
 #: Type, channel, size; then the payload, then one octet that ends the frame.
 _HEAD: Final = 7
 #: How a method frame on channel 0 begins.
@@ -90,7 +92,7 @@ class OverheardTransport(TransportFactory):
             )
         except OSError as fault:
             raise AMQPConnectionError(*fault.args) from fault
-        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+        return reader, GatheringWriter(transport, protocol, reader, loop)
 
 
 class _Reader(asyncio.StreamReader):

@@ -2,21 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import uuid4
 
-from aio_pika.exceptions import (
-    CONNECTION_EXCEPTIONS,
-    ChannelNotFoundEntity,
-    DeliveryError,
-    PublishError,
-)
+from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
 from aiormq import Channel, spec
 
 from dane_core.errors import ExchangeUnreachable
-from dane_core.exchange.amqp.line import Line, answer_within, cancellations
+from dane_core.exchange.amqp.line import Line, answer_within
+from dane_core.exchange.amqp.window import Parcel, post, why_closed
 from dane_core.exchange.base import Fate
 from dane_core.message import Envelope
 
@@ -24,21 +20,13 @@ logger = logging.getLogger(__name__)
 
 #: Unconfirmed messages of one publish; more are not faster, and all of these may turn unknown.
 _WINDOW: Final = 200
-#: A body the broker finds too large costs its whole channel: larger ones get one of their own.
+#: Bytes of one publish, about. A body the broker finds too large costs its whole channel: one
+#: that is larger than this gets a channel of its own.
 _LARGE: Final = 1024 * 1024
 #: The name of a queue that nobody makes.
 _NOWHERE: Final = "dane.nowhere"
 _TRANSIENT: Final = 1
 _PERSISTENT: Final = 2
-
-
-class _Parcel(NamedTuple):
-    """A message as it is handed to the broker."""
-
-    exchange: str
-    key: str
-    body: bytes
-    properties: spec.Basic.Properties
 
 
 class Publisher:
@@ -60,10 +48,10 @@ class Publisher:
     ) -> Sequence[Fate]:
         now = datetime.now(UTC)
         fates: list[Fate] = []
-        for start in range(0, len(messages), _WINDOW):
+        for some in _windows(messages):
             window = [
-                _Parcel(exchange, key, envelope.body, _properties(envelope, now, _PERSISTENT))
-                for key, envelope in messages[start : start + _WINDOW]
+                Parcel(exchange, key, envelope.body, _properties(envelope, now, _PERSISTENT))
+                for key, envelope in some
             ]
             told, answered = await self._send_all(window)
             fates += told
@@ -90,60 +78,50 @@ class Publisher:
     async def probe(self) -> None:
         """Send what goes nowhere: the broker tells of an alarm only those who publish."""
         nothing = _properties(Envelope(type="probe", body=b""), datetime.now(UTC), _TRANSIENT)
-        await self._send_all([_Parcel("", _NOWHERE, b"", nothing)])
+        await self._send_all([Parcel("", _NOWHERE, b"", nothing)])
 
-    async def _send_all(self, window: Sequence[_Parcel]) -> tuple[list[Fate], bool]:
+    async def _send_all(self, window: Sequence[Parcel]) -> tuple[list[Fate], bool]:
         """Send at once; the fate of each, and whether the broker had a word on every one."""
         try:
+            if len(window) == 1 and len(window[0].body) > _LARGE:
+                return await self._send_alone(window)
             async with answer_within(self._line.patience):  # others may be opening it for long
                 channel = await self._open()
+            return await self._send_over(channel, window)
         except ExchangeUnreachable as fault:
             self._fault = str(fault)
             return [Fate.UNKNOWN] * len(window), False
-        sendings = [asyncio.create_task(self._send(channel, parcel)) for parcel in window]
-        try:
-            _, silent = await asyncio.wait(sendings, timeout=self._line.patience)
-        finally:
-            for sending in sendings:
-                sending.cancel()
-        fates = [Fate.UNKNOWN if each in silent else each.result() for each in sendings]
-        return fates, not silent and not channel.is_closed
 
-    async def _send(self, channel: Channel, parcel: _Parcel) -> Fate:
-        if len(parcel.body) > _LARGE and channel is self._channel:
-            return await self._send_alone(parcel)
+    async def _send_alone(self, window: Sequence[Parcel]) -> tuple[list[Fate], bool]:
+        channel = await self._line.channel(confirms=True)
         try:
-            await channel.basic_publish(
-                parcel.body,
-                exchange=parcel.exchange,
-                routing_key=parcel.key,
-                properties=parcel.properties,
-                mandatory=True,
-                wait=False,
-            )
-        except PublishError:
-            return Fate.UNROUTABLE
-        except DeliveryError:  # a nack
-            return Fate.REFUSED
-        except asyncio.CancelledError:
-            if cancellations():
-                raise
-            return Fate.UNKNOWN
-        except CONNECTION_EXCEPTIONS as fault:
-            self._fault = str(fault) or type(fault).__name__
-            self._learn_from(fault)
-            return Fate.UNKNOWN
-        return Fate.ROUTED
-
-    async def _send_alone(self, parcel: _Parcel) -> Fate:
-        try:
-            channel = await self._line.channel(confirms=True)
-        except ExchangeUnreachable:
-            return Fate.UNKNOWN
-        try:
-            return await self._send(channel, parcel)
+            return await self._send_over(channel, window)
         finally:
             await self._line.close(channel)
+
+    async def _send_over(
+        self, channel: Channel, window: Sequence[Parcel]
+    ) -> tuple[list[Fate], bool]:
+        async with answer_within(2 * self._line.patience):
+            confirmations = await post(channel, window, self._line.patience)
+        fates = [self._fate(confirmation) for confirmation in confirmations]
+        if channel.is_closed:
+            self._learn_from(why_closed(channel))
+        answered = all(not confirmation.cancelled() for confirmation in confirmations)
+        return fates, answered and not channel.is_closed
+
+    def _fate(self, confirmation: "asyncio.Future[object]") -> Fate:
+        if confirmation.cancelled():
+            return Fate.UNKNOWN
+        match confirmation.exception():
+            case None:
+                return Fate.ROUTED
+            case PublishError():
+                return Fate.UNROUTABLE
+            case DeliveryError():  # a nack
+                return Fate.REFUSED
+            case fault:
+                raise fault
 
     async def _open(self) -> Channel:
         if self._channel is not None and not self._channel.is_closed:
@@ -162,8 +140,24 @@ class Publisher:
             self._told = why
 
     def _learn_from(self, fault: BaseException | None) -> None:
+        self._fault = str(fault) if fault else ""
         if isinstance(fault, ChannelNotFoundEntity):
             self._on_missing()
+
+
+def _windows(
+    messages: Sequence[tuple[str, Envelope]],
+) -> Iterator[Sequence[tuple[str, Envelope]]]:
+    """Cut into what goes out at once, in order; a large message goes alone."""
+    start = size = 0
+    for place, (_, envelope) in enumerate(messages):
+        length = len(envelope.body)
+        if place > start and (place - start == _WINDOW or size + length > _LARGE):
+            yield messages[start:place]
+            start, size = place, 0
+        size += length
+    if messages:
+        yield messages[start:]
 
 
 def _properties(envelope: Envelope, now: datetime, mode: int) -> spec.Basic.Properties:

@@ -1,12 +1,13 @@
 """Changes that answers make, each a function named after it. No I/O here."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from dane_core.states import TaskState
-from dane_server.storage.functions import now
+from dane_server.storage.functions import later, now
 from dane_server.storage.tables import (
     answers,
     attempts,
@@ -44,11 +45,21 @@ def living_jobs(ids: Iterable[int]) -> sa.Select[Any]:
 
 
 def by_task(values: Mapping[int, Any]) -> Any:
-    """A column value for each task; just the value where all have the same."""
-    distinct = set(values.values())
-    if len(distinct) == 1:
-        return distinct.pop()
-    return sa.case(dict(values), value=tasks.c.id)
+    """A column value for each task: the usual one, except where a task is named."""
+    [(usual, _)] = Counter(values.values()).most_common(1)
+    others = {task_id: value for task_id, value in values.items() if value != usual}
+    return sa.case(others, value=tasks.c.id, else_=usual) if others else usual
+
+
+def another_try(delay: float) -> dict[str, Any]:
+    """What a task that failed for now has instead of an end; `delay` in seconds."""
+    return {
+        "attempt": tasks.c.attempt + 1,
+        "tries": tasks.c.tries + 1,
+        "queued_at": None,
+        "started_at": None,
+        "due_at": later(delay),
+    }
 
 
 def settle(ids: Sequence[int], state: TaskState, values: Mapping[str, Any]) -> sa.Update:
