@@ -66,12 +66,21 @@ def _is_answer(call: Call) -> bool:
     return isinstance(call.args[1], Answer)
 
 
-def _is_sent_task(call: Call) -> bool:
-    return call.args[2].properties.message_type == "task" and call.result is Fate.ROUTED
+def _has_sent(call: Call, message_type: str) -> bool:
+    """Whether a window of messages has one of this type that was confirmed."""
+    fates, _ = call.result
+    return any(
+        parcel.properties.message_type == message_type and fate is Fate.ROUTED
+        for parcel, fate in zip(call.args[2], fates, strict=True)
+    )
 
 
-def _is_sent_answer(call: Call) -> bool:
-    return call.args[2].properties.message_type == "answer" and call.result is Fate.ROUTED
+def _has_sent_task(call: Call) -> bool:
+    return _has_sent(call, "task")
+
+
+def _has_sent_answer(call: Call) -> bool:
+    return _has_sent(call, "answer")
 
 
 SEAMS: Final = (
@@ -95,8 +104,8 @@ SEAMS: Final = (
     Seam(
         point="task-published",  # nobody has been told yet that it was confirmed
         program="server",
-        target="dane_core.exchange.amqp.publisher:Publisher._send",
-        counts=_is_sent_task,
+        target="dane_core.exchange.amqp.publisher:Publisher._send_over",
+        counts=_has_sent_task,
     ),
     Seam(
         point="task-confirmed",
@@ -164,8 +173,8 @@ SEAMS: Final = (
     Seam(
         point="answer-published",
         program="worker",
-        target="dane_core.exchange.amqp.publisher:Publisher._send",
-        counts=_is_sent_answer,
+        target="dane_core.exchange.amqp.publisher:Publisher._send_over",
+        counts=_has_sent_answer,
     ),
     Seam(
         point="answer-confirmed",  # and the task's message not yet acknowledged
