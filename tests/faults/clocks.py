@@ -1,0 +1,75 @@
+"""Clocks that a row puts forward or back: the database's, at any time, and that of new workers.
+
+The product knows nothing of it: `tests.faults.server` and `tests.faults.worker` install these.
+"""
+
+import datetime as dt
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from tests.faults.history import FOLDER_VARIABLE
+
+_DATABASE: Final = "clock-of-the-database"
+_WORKERS: Final = "clock-of-workers"
+#: How MariaDB is asked for the time; every comparison of the product is made with it.
+_ASKED: Final = "UTC_TIMESTAMP(6)"
+
+
+def put_database_clock(folder: Path, seconds: int) -> None:
+    """From their next statement on, servers see a database that is so much fast; or slow."""
+    _put(folder / _DATABASE, seconds)
+
+
+def put_worker_clock(folder: Path, seconds: int) -> None:
+    """Workers that start from now on have a clock that is so much fast; or slow."""
+    _put(folder / _WORKERS, seconds)
+
+
+def _put(path: Path, seconds: int) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(str(seconds))
+    part.rename(path)  # read by others at any moment
+
+
+def _seconds(name: str) -> int:
+    try:
+        return int((Path(os.environ[FOLDER_VARIABLE]) / name).read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def install_database_clock() -> None:
+    """Have every statement of this process ask the clock of the row."""
+
+    @sa.event.listens_for(sa.Engine, "before_cursor_execute", retval=True)
+    def ask(*call: Any) -> tuple[str, Any]:
+        _connection, _cursor, statement, parameters, *_ = call
+        if _ASKED in statement and (by := _seconds(_DATABASE)):
+            statement = statement.replace(_ASKED, f"({_ASKED} + INTERVAL {by} SECOND)")
+        return statement, parameters
+
+
+def install_worker_clock() -> None:
+    """Have this process read its own clock wrong."""
+    by = _seconds(_WORKERS)
+    if not by:
+        return
+    for room in ("dane_core.worker.serve", "dane_core.exchange.amqp"):  # and what they import
+        importlib.import_module(room)
+    right = time.time
+    setattr(time, "time", lambda: right() + by)  # noqa: B010 - replaced on purpose
+
+    class Wrong(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> "Wrong":
+            return super().now(tz) + dt.timedelta(seconds=by)
+
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("dane_core") and getattr(module, "datetime", None) is dt.datetime:
+            setattr(module, "datetime", Wrong)  # noqa: B010
