@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -59,6 +60,7 @@ class Spool:
         self._own = folder / worker_id
         self._host = host
         self._lock: int | None = None
+        self._moving_in = threading.Lock()  # answers are kept in several threads at once
         self._complaint = ""
 
     async def keep(self, answer: Answer) -> bool:
@@ -125,7 +127,8 @@ class Spool:
         path = self._own / _name(answer.ticket)
         draft = path.with_suffix(".new")
         try:
-            self._move_in()
+            with self._moving_in:
+                self._move_in()
             _write(draft, _packed(answer.seal()))
             draft.rename(path)
             _sync_folder(self._own)

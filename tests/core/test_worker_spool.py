@@ -199,6 +199,16 @@ async def test_an_answer_that_is_too_old_is_dropped_and_told(
     assert "7 days old" in caplog.text
 
 
+async def test_answers_that_come_at_once_are_all_kept(tmp_path: Path) -> None:
+    """The first ones make the folder, in several threads; one of them has its lock."""
+    for number in range(20):
+        spool = spool_of(f"w{number}", tmp_path)
+        kept = await asyncio.gather(*(spool.keep(answer(each)) for each in range(1, 9)))
+        spool.close()
+
+        assert all(kept)
+
+
 async def test_a_full_disk_is_told_once_and_harms_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
