@@ -216,6 +216,7 @@ class _Lane:
         if twin is None and (held.redelivered or self._floor.inbox.is_doubtful(message)):
             verdict = await self._floor.inbox.ask(message.ticket, redelivered=held.redelivered)
             if verdict is None:
+                logger.info("task %s waits: no server says if it may run", message.ticket.task_id)
                 return False
             if not verdict.run:
                 logger.info("task %s is dropped: %s", message.ticket.task_id, verdict.reason)

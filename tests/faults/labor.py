@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from dane_core import Failed, TaskContext, Worker
 from tests.faults.history import FOLDER_VARIABLE, Began, Ended, History
+from tests.faults.mischief import MISCHIEF
 
 #: The worker's process id, for what its child processes write down.
 PID_VARIABLE: Final = "FAULTS_WORKER_PID"
@@ -27,6 +28,7 @@ class LaborArgs(BaseModel):
     good: int = 1  # attempts before this one fail for now
     fatal: bool = False  # it fails for good
     hold: str = ""  # goes on only once this word was said; `go-2` is for attempt 2 alone
+    does: str = ""  # one of `mischief`, in the end
 
 
 class Shift:
@@ -72,6 +74,8 @@ class Shift:
             raise self._failed(500, "as it was told")
         if self._task.attempt < self._args.good:
             raise self._failed(503, "for now, as it was told")
+        if self._args.does:
+            MISCHIEF[self._args.does]()
         self._history.note(Ended(**self._facts))
         return {"value": self._facts["value"], "pad": "x" * self._args.size}
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ ROOT: Final = Path(__file__).parents[2]
 #: Seconds after which something that should happen has not, on a machine with much else to do.
 PATIENCE: Final = 60.0
 _GRACE: Final = 40.0
+#: Seconds for which `Process.block` holds the loop of a server.
+BLOCKED: Final = 30.0
 
 
 class Process:
@@ -59,6 +62,17 @@ class Process:
     @property
     def code(self) -> int | None:
         return self._popen.poll()
+
+    @property
+    def offspring(self) -> set[int]:
+        """The processes that it has started, and theirs."""
+        return set(_descendants(self.pid))
+
+    def memory(self, what: str = "VmHWM") -> int:
+        """What it has of memory, in bytes: `VmHWM` at its peak, `VmRSS` now."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        [line] = [line for line in status.splitlines() if line.startswith(what)]
+        return int(line.split()[1]) * 1024
 
     @property
     def log(self) -> str:
@@ -104,6 +118,15 @@ class Process:
 
     def thaw(self) -> None:
         self._popen.send_signal(signal.SIGCONT)
+
+    def limit(self, what: int, most: int | None) -> None:
+        """Set one of its limits (`resource.RLIMIT_…`) from outside; None: as it may be at most."""
+        _, hard = resource.prlimit(self.pid, what)
+        resource.prlimit(self.pid, what, (hard if most is None else most, hard))
+
+    def block(self) -> None:
+        """Hold the event loop of a server for as long as BLOCKED says."""
+        self._popen.send_signal(signal.SIGUSR1)
 
     def _end_with(self, number: signal.Signals) -> None:
         self.may_end = True

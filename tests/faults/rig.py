@@ -78,6 +78,8 @@ class Rig:
         #: What the row has shown, for the report.
         self.outcome = ""
         self.seconds: float | None = None
+        #: Between two looks at what is settled, in seconds; a row with very many tasks looks less.
+        self.looks_every = _WATCH
         self.embedded = embedded
         self._healed_at: float | None = None
         self._ground: Ground | None = None
@@ -152,7 +154,7 @@ class Rig:
         worker = self._start("worker", "tests.faults.worker", args, crash, chosen)
         await self._ready(worker)
         if broker is None:
-            await self._consumed(kinds or CREW)
+            await self._consumed(worker, kinds or CREW)
         self._measure(worker, chosen)
         return worker
 
@@ -221,13 +223,14 @@ class Rig:
 
         await self.until(connected)
 
-    async def _consumed(self, kinds: Iterable[type[Worker]]) -> None:
-        """Wait until the queues of these kinds have consumers."""
+    async def _consumed(self, worker: Process, kinds: Iterable[type[Worker]]) -> None:
+        """Wait until the queues of these kinds have consumers, or the worker has ended."""
         async with connect(self.ground.amqp_url) as exchange:
 
             async def consumed() -> bool:
                 depths = [await exchange.depth(work_queue(kind.key)) for kind in kinds]
-                return all(depth is not None and depth.consumers > 0 for depth in depths)
+                served = all(depth is not None and depth.consumers > 0 for depth in depths)
+                return served or not worker.alive
 
             await self.until(consumed)
 
@@ -427,7 +430,7 @@ class Rig:
         while True:
             with suppress(DBAPIError, OSError):
                 await watch.look()
-            await asyncio.sleep(_WATCH)
+            await asyncio.sleep(self.looks_every)
 
     async def judge(self) -> None:
         """Have the oracle look at everything, once all is at rest; ends all processes."""
