@@ -246,13 +246,22 @@ _ANSWER: Final = (
 )
 
 
+# Bodies are long texts: sorted or ranked together with them, rows would go into a table that
+# MariaDB makes on the disk. So ids alone are picked, and what belongs to them comes in no order.
+
+
 def answers_before(nodes: Sequence[int], limit: int) -> sa.Select[Any]:
-    return (
-        sa.select(*_ANSWER, edges.c.dst)
+    """The first answers of direct predecessors."""
+    first = (
+        sa.select(answers.c.task_id, edges.c.dst)
         .join_from(edges, answers, answers.c.task_id == edges.c.src)
         .where(edges.c.dst.in_(nodes))
         .order_by(answers.c.task_id)
         .limit(limit)
+        .subquery()
+    )
+    return sa.select(*_ANSWER, first.c.dst).join_from(
+        first, answers, answers.c.task_id == first.c.task_id
     )
 
 
@@ -262,20 +271,24 @@ def solo_answers(job_ids: Sequence[int], limit: int) -> sa.Select[Any]:
         partition_by=answers.c.job_id, order_by=answers.c.task_id.desc()
     )
     newest = (
-        sa.select(*_ANSWER, place.label("place"))
+        sa.select(answers.c.task_id, place.label("place"))
         .where(answers.c.job_id.in_(job_ids), answers.c.solo)
         .subquery()
     )
-    return sa.select(newest).where(newest.c.place <= limit)
+    return (
+        sa.select(*_ANSWER)
+        .join_from(newest, answers, answers.c.task_id == newest.c.task_id)
+        .where(newest.c.place <= limit)
+    )
 
 
 def answers_for(
     job_id: int, nodes: Sequence[int], key: str, after_seq: int, limit: int
 ) -> sa.Select[Any]:
-    """Answers of a key that a task may see, with the tasks that gave them."""
+    """The next answers of a key that a task may see, with the tasks that gave them."""
     direct = sa.exists().where(edges.c.src == tasks.c.id, edges.c.dst.in_(nodes))
-    return (
-        sa.select(tasks, answers.c.body)
+    following = (
+        sa.select(tasks.c.id)
         .join_from(answers, tasks, tasks.c.id == answers.c.task_id)
         .where(
             answers.c.job_id == job_id,
@@ -285,6 +298,12 @@ def answers_for(
         )
         .order_by(tasks.c.seq)
         .limit(limit)
+        .subquery()
+    )
+    return (
+        sa.select(tasks, answers.c.body)
+        .join_from(following, tasks, tasks.c.id == following.c.id)
+        .join(answers, answers.c.task_id == following.c.id)
     )
 
 

@@ -176,7 +176,7 @@ class Reader:
             task = await _one_task(connection, task_id)
             nodes = await _predecessors(connection, task_id)
             found = ask.answers_for(task.job_id, nodes, key, after_seq, limit + 1)
-            rows = (await connection.execute(found)).all()
+            rows = sorted(await connection.execute(found), key=lambda row: int(row.seq))
             shown = rows[:limit]
             more = len(rows) > limit
             return Upstream(
@@ -448,7 +448,8 @@ async def _direct_answers(
     answers: defaultdict[TaskId, _Answers] = defaultdict(list)
     few = sorted(task for task, fanin in direct.items() if fanin <= _FEW)
     for some in chunks(few, 50):
-        for row in await connection.execute(ask.answers_before(some, _FEW * len(some))):
+        rows = await connection.execute(ask.answers_before(some, _FEW * len(some)))
+        for row in sorted(rows, key=_by_task):
             answers[TaskId(row.dst)].append(row)
     for task in sorted(direct.keys() - set(few)):
         answers[task] += await _some_answers(connection, [task])
@@ -462,7 +463,12 @@ async def _direct_answers(
 
 
 async def _some_answers(connection: AsyncConnection, nodes: Sequence[int]) -> _Answers:
-    return list(await connection.execute(ask.answers_before(nodes, _INLINE_ANSWERS + 1)))
+    rows = await connection.execute(ask.answers_before(nodes, _INLINE_ANSWERS + 1))
+    return sorted(rows, key=_by_task)
+
+
+def _by_task(row: sa.Row[Any]) -> int:
+    return int(row.task_id)
 
 
 async def _solo_answers(
@@ -471,7 +477,7 @@ async def _solo_answers(
     solo: defaultdict[JobId, list[sa.Row[Any]]] = defaultdict(list)
     for some in chunks(job_ids):
         rows = await connection.execute(ask.solo_answers(some, _INLINE_ANSWERS + 1))
-        for row in rows:
+        for row in sorted(rows, key=_by_task, reverse=True):
             solo[JobId(row.job_id)].append(row)
     return solo
 
