@@ -15,6 +15,7 @@ import uvicorn
 from dane_core.errors import BadSettings, DaneError, Fault
 from dane_core.exchange.base import Exchange
 from dane_core.exchange.memory import MemoryExchange
+from dane_core.routing import DEAD_QUEUE
 from dane_core.settings import bracketed
 from dane_core.worker import attempt
 from dane_core.worker.serve import Serving, serve
@@ -63,7 +64,7 @@ async def run_server(
 
     `workers` run in this process, `slots` tasks at once. `on_ready` gets the URL once the
     server answers; port 0 takes a free one. Raises: UnsafeBind, BadSettings, StoreTaken,
-    StoreOutdated, StoreUnreachable, ExchangeUnreachable.
+    StoreOutdated, StoreUnreachable, ExchangeUnreachable, QueueMismatch.
     """
     stop = stop or asyncio.Event()
     _check_roles(settings, roles)
@@ -75,6 +76,9 @@ async def run_server(
             _exchange(settings) as exchange,
         ):
             await _prepare(store, exchange)
+            if "runner" in roles:
+                for queue in (DEAD_QUEUE, settings.RABBITMQ.RESPONSE_QUEUE):
+                    await exchange.declare_queue(queue)  # in the way: better known at once
             # Whatever the API is asked, it cannot use up the connections that move jobs.
             access = Access.to(store, cancel_grace=settings.RUNNER.CANCEL_GRACE)
             moving = Access.to(apart)
@@ -360,6 +364,7 @@ def _pace(settings: ServerSettings) -> Pace:
         sweep=chosen.SWEEP,
         lease=chosen.LEASE,
         starts=chosen.STARTS,
+        patience=chosen.PATIENCE,
         overtime=chosen.OVERTIME,
         lost_after=chosen.LOST_AFTER,
         cancel_grace=chosen.CANCEL_GRACE,

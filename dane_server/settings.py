@@ -104,6 +104,7 @@ class RunnerSection(Section):
     OVERTIME: Seconds = timedelta(seconds=35)
     LOST_AFTER: Seconds = timedelta(seconds=30)
     STARTS: Count = 3
+    PATIENCE: Seconds = timedelta(seconds=60)
     CANCEL_GRACE: Seconds = timedelta(seconds=10)
     CHECK: Seconds = timedelta(seconds=60)
 

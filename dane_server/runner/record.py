@@ -35,7 +35,7 @@ from dane_server.runner.pace import Pace
 from dane_server.runner.sift import Said, by_kind, sift
 from dane_server.runner.ticket import Signer
 from dane_server.storage.chunk import chunks
-from dane_server.storage.view import Rejected, Zombie
+from dane_server.storage.view import Rejected, Twice, Zombie
 from dane_server.storage.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class Recorder:
         self._pace = pace
         self._dispatcher = dispatcher
         self._queue = queue
+        self._warned: set[str] = set()  # keys whose tasks were done twice
 
     async def run(self) -> None:
         """Consume the response queue until cancelled.
@@ -173,10 +174,22 @@ class Recorder:
             logger.info("did not record %s", _summary(recorded.late, recorded.reasons))
             for reason, number in recorded.reasons.items():
                 self._metrics.rejected.labels(reason.value).inc(number)
+            self._warn_of_twins(recorded.twice)
         if recorded.settled:
             await self._bell.ring()  # successors, or a place in the window
         if TaskState.BACKOFF in recorded.settled.values():
             self._bell.expect()
+
+    def _warn_of_twins(self, twice: Sequence[Twice]) -> None:
+        """Say once of each key what costs its workers double from now on."""
+        for task_id, key, first, second in twice:
+            if key not in self._warned:
+                self._warned.add(key)
+                logger.warning(
+                    "task %s of %s was done twice, by %s and by %s: it was delivered again, or "
+                    "two queues are bound to its key",
+                    *(task_id, key, first, second),
+                )
 
     async def _note_progress(self, said: Said) -> None:
         kinds = (Started, Leased, Heartbeat, Progress, Released)

@@ -21,7 +21,7 @@ from dane_server.storage.statements import dispatch
 from dane_server.storage.statements import recording as sql
 from dane_server.storage.statements.lease import NO_STARTS, NOT_LEASED
 from dane_server.storage.tally import Tally
-from dane_server.storage.view import Recorded, Rejected, Rejection
+from dane_server.storage.view import Recorded, Rejected, Rejection, Twice
 
 
 async def record(
@@ -53,6 +53,7 @@ async def record(
         settled={TaskId(task_id): one.state for task_id, one in valid.items()},
         late=[answer for answer, _ in late],
         reasons=Counter(reason for _, reason in late),
+        twice=_done_twice(late, rows, valid),
         ready=[TaskId(task_id) for task_id in ready],
         claims=claims,
     )
@@ -111,6 +112,23 @@ def _sorted_out(
         else:
             valid[row.id] = Ending(row, answer)
     return valid, late
+
+
+def _done_twice(
+    late: Sequence[tuple[Answer, Rejected]],
+    rows: Mapping[int, sa.Row[Any]],
+    valid: Mapping[int, Ending],
+) -> list[Twice]:
+    """Attempts that a second worker has answered, too."""
+    found = []
+    for answer, reason in late:
+        task_id = answer.ticket.task_id
+        if reason is not Rejected.SETTLED or answer.worker is None:
+            continue
+        first = valid[task_id].answer.worker if task_id in valid else rows[task_id].worker
+        if first not in (None, answer.worker):
+            found.append(Twice(task_id, rows[task_id].task_key, first, answer.worker))
+    return found
 
 
 def _rejection(answer: Answer, reason: Rejected) -> Rejection:

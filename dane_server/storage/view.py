@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from dane_core.job import Attempt, Cancel, Job, JobId, Task, TaskId
 from dane_core.message import (
@@ -204,6 +204,15 @@ class Rejection:
     reason: Rejected
 
 
+class Twice(NamedTuple):
+    """One attempt that two workers have answered: the first counts."""
+
+    task_id: TaskId
+    key: str
+    first: str
+    second: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
     """What became of a batch of answers."""
@@ -211,6 +220,7 @@ class Recorded:
     settled: Mapping[TaskId, TaskState]
     late: Sequence[Answer]  # duplicates, superseded attempts, tasks settled or deleted before
     reasons: Mapping[Rejected, int]  # how many of the late ones for each
+    twice: Sequence[Twice]  # those of them that a second worker gave
     ready: Sequence[TaskId]  # what they were holding up
     claims: Sequence[Claim]  # those of them that were taken for sending along the way
 

@@ -66,6 +66,31 @@ async def state_is(office: Office, ticket: Ticket, state: TaskState) -> None:
     await until(holds)
 
 
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_task_that_two_workers_have_done_is_told_once_for_its_key(
+    office: Office, caplog: pytest.LogCaptureFixture, *, together: bool
+) -> None:
+    """A second queue that somebody bound to the key doubles all its work, unseen."""
+    tickets = await given_out(office, parallel("A", "A"), 2)
+    answers = [
+        Answer(ticket=ticket, state=200, message="", response={}, worker=worker)
+        for ticket in tickets
+        for worker in ("w1", "w2")
+    ]
+
+    for some in [answers] if together else [[one] for one in answers]:
+        await say(office, *some)
+
+    async def all_counted() -> bool:
+        views = [await office.ledger.reader.task(ticket.task_id) for ticket in tickets]
+        return all(view.rejected for view in views)
+
+    await until(all_counted)
+    warnings = [record.message for record in caplog.records if "two queues" in record.message]
+    assert len(warnings) == 1
+    assert "by w1 and by w2" in warnings[0]
+
+
 # --- in one batch -------------------------------------------------------------------------------
 
 
