@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import resource
 import secrets
 import sys
@@ -189,7 +190,10 @@ class Client:
     async def _look(self, job_id: int) -> None:
         path = self._chance.choice([f"/DANE/job/{job_id}", f"/DANE/job/{job_id}/tasks"])
         answer = await self._request("GET", path)
-        if answer is not None and (answer[0] != 200 or f'"job_id":{job_id}' not in _tight(answer)):
+        if answer is None:
+            return
+        told = {int(number) for number in re.findall(r'"job_id": ?([0-9]+)', answer[1])}
+        if answer[0] != 200 or told != {job_id}:
             self._note_wrong(f"{path} was answered with {answer}")
 
     async def _post(self, spec: Json) -> None:
@@ -206,8 +210,7 @@ class Client:
         self._rig.history.note(Sent(source_id=source, status=201, key=_key(spec), job_id=number))
 
     def _note_wrong(self, sentence: str) -> None:
-        if "503" not in sentence:
-            self.wrong.append(sentence[:300])
+        self.wrong.append(sentence[:300])
 
     async def _request(
         self, method: str, path: str, body: Json | None = None
@@ -216,7 +219,7 @@ class Client:
         data = json.dumps(body).encode() if body else b""
         key = f"Idempotency-Key: {_key(body)}\r\n" if body else ""
         head = (
-            f"{method} {path} HTTP/1.1\r\nHost: dane\r\n{key}"
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n{key}"
             f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         )
         if self._streams is None:
@@ -244,10 +247,6 @@ async def _read(reader: asyncio.StreamReader) -> tuple[int, str]:
     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
     length = int(head.partition("content-length:")[2].split()[0])
     return int(head.split()[1]), (await reader.readexactly(length)).decode()
-
-
-def _tight(answer: tuple[int, str]) -> str:
-    return answer[1].replace(" ", "")
 
 
 def _key(spec: Json) -> str:
@@ -333,25 +332,27 @@ OVERHEAD: Final = 3.0
 async def test_slow_reading_leaves_the_runner_its_connections(rig: Rig) -> None:
     """Every connection that reads for the API hangs in a slow query: a locked table.
 
-    The next who ask get a 503 in 5 s; jobs are accepted and done meanwhile.
+    The next who ask get a 503 in 5 s; what was accepted is done meanwhile.
     """
     server = await rig.server()
     await rig.worker(Toil)
     first = await rig.post(job("first"))
     await rig.recovered(SOON, first)
     [task] = await rig.tasks_of(first)
+    accepted = await rig.post(job("accepted", {"taskSequential": [toil(hold="go"), "TOIL"]}))
+    await rig.begun(job_id=accepted)
     async with rig.engine.connect() as connection:
         await connection.exec_driver_sql("LOCK TABLES rejected WRITE")  # read by nobody else
         over = asyncio.Event()
         crowd = [asyncio.create_task(ask_on(server, f"task/{task}", over)) for _ in range(CROWD)]
         await rig.until(lambda: hang(rig, 10))
         status, took, retry_after = await ask(server, f"job/{first}")
-        meanwhile = await rig.post(job("meanwhile", {"taskSequential": ["TOIL"] * 3}))
-        done = await rig.recovered(SOON, meanwhile)
+        rig.history.say("go")
+        rig.healed()
+        done = await rig.recovered(SOON, accepted)
         still_slow = await hang(rig, 1)
         over.set()
         await connection.exec_driver_sql("UNLOCK TABLES")
-    rig.healed()
     answers = {status for statuses in await asyncio.gather(*crowd) for status in statuses}
 
     assert (status, bool(retry_after)) == (503, True)
@@ -359,15 +360,14 @@ async def test_slow_reading_leaves_the_runner_its_connections(rig: Rig) -> None:
     assert still_slow
     assert answers <= {200, 503}
     assert (await ask(server, f"job/{first}"))[0] == 200
-    rig.seconds = None
-    rig.outcome = f"503 in {took:.1f} s; a job of three steps took {done:.1f} s meanwhile"
+    rig.outcome = f"503 in {took:.1f} s; what was accepted took {done:.1f} s meanwhile"
 
 
 @row(45)
 async def test_slow_writing_leaves_the_runner_its_connections(rig: Rig) -> None:
     """Every connection that writes for the API waits for a lock.
 
-    Who posts gets a 503 in seconds and no job; what was accepted is done meanwhile.
+    Who posts has an answer in seconds, 503 or 201; what was accepted is done meanwhile.
     """
     server = await rig.server()
     await rig.worker(Toil)
@@ -381,8 +381,8 @@ async def test_slow_writing_leaves_the_runner_its_connections(rig: Rig) -> None:
         await rig.until(lambda: hang(rig, 5))
         sent = await rig.try_post(job("refused"), key="refused")
         await rig.worker(Other)
+        rig.healed()
         done = await rig.recovered(SOON, other)
-    rig.healed()
     await asyncio.gather(*acts)
     await act_until_done(rig, locked)
 
