@@ -441,6 +441,9 @@ async def test_three_runners_count_the_children_of_one_node_to_zero_once(rig: Ri
     window = {"WINDOW": 2 * CHILDREN}
     await rig.server("api")
     first = await rig.server("runner", RUNNER=window)
+    early = await rig.worker(Toil)  # leaves its queue behind
+    early.terminate()
+    await early.ended()
     tasks = {"taskSequential": [{"taskParallel": ["TOIL"] * CHILDREN}, "OTHER"]}
     job_id = await rig.post(job("crowd", tasks))
     await rig.worker(Other)
