@@ -130,9 +130,10 @@ class Exchange(Protocol):
 
     @property
     def blocked(self) -> str:
-        """Why the broker takes no messages now (an alarm: memory, disk); empty when it does.
+        """Why the broker takes no messages now; empty when it does.
 
-        What is published meanwhile may arrive once the alarm is over, however late that is.
+        An alarm (memory, disk), or a right that was taken away. What is published during an
+        alarm may arrive once that is over, however late.
         """
 
     def reconnections(self) -> AsyncIterator[None]:

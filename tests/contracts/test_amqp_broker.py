@@ -246,15 +246,20 @@ async def test_a_password_that_no_longer_works_is_told_and_works_again_once_it_d
 async def test_rights_that_were_taken_away_are_told_and_missed_until_they_are_back(
     exchange: AmqpExchange, broker: Broker, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The connection stays: only what is not allowed any more fails."""
+    """The connection stays: only what is not allowed any more fails, and whoever asks is told."""
     await exchange.declare_queue(queue)
     await asyncio.to_thread(broker.control, "clear_permissions", "-p", "dane-test", "dane")
     assert await exchange.send(queue, [letter()]) == [Fate.UNKNOWN]
     assert "ACCESS_REFUSED - access to exchange" in caplog.text
+    assert "ACCESS_REFUSED - access to exchange" in exchange.blocked
 
     rights = ("set_permissions", "-p", "dane-test", "dane", ".*", ".*", ".*")
     await asyncio.to_thread(broker.control, *rights)
 
+    async def is_allowed() -> bool:
+        return not exchange.blocked
+
+    await eventually(is_allowed)
     assert await exchange.send(queue, [letter()]) == routed(1)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq import Channel
+from aiormq.exceptions import ChannelAccessRefused
 
 from dane_core.errors import ExchangeUnreachable, NotFound, QueueMismatch
 from dane_core.exchange.amqp.line import Line, open_line
@@ -102,6 +103,7 @@ class AmqpExchange:
         self._subscriptions: set[AmqpSubscription] = set()
         self._lost = asyncio.Event()
         self._untold = False  # something was lost since the last restoration was told
+        self._refused = ""  # why the exchanges cannot be declared, as it was logged last
         self._restorations = Restorations()
         self._watchdog = Watchdog(depth=self.depth, reconnect=consuming.reconnect)
         self._closed = False
@@ -141,11 +143,15 @@ class AmqpExchange:
 
     @property
     def connected(self) -> bool:
-        return self._publishing.up and self._consuming.up and not self._closed
+        return self._has_lines and not self._refused
 
     @property
     def blocked(self) -> str:
-        return self._publishing.blocked
+        return self._publishing.blocked or self._publisher.refused
+
+    @property
+    def _has_lines(self) -> bool:
+        return self._publishing.up and self._consuming.up and not self._closed
 
     def reconnections(self) -> AsyncIterator[None]:
         return self._restorations.watch()
@@ -170,11 +176,20 @@ class AmqpExchange:
             self._closed = True
 
     async def watch(self, check_every: float) -> None:
-        """Look every so many seconds for consumers that have gone deaf, and for an alarm."""
+        """Look every so many seconds for consumers that have gone deaf, and for an alarm.
+
+        Whether publishing is still refused is tried more often.
+        """
+        rested = 0.0
         while True:
-            await asyncio.sleep(check_every)
-            await self._publisher.probe()
-            await self._watchdog.check([*self._subscriptions])
+            pause = min(check_every, _RETRY)
+            await asyncio.sleep(pause)
+            rested += pause
+            if self._publisher.refused or rested >= check_every:
+                await self._publisher.probe()
+            if rested >= check_every:
+                rested = 0.0
+                await self._watchdog.check([*self._subscriptions])
 
     @property
     def cures(self) -> int:
@@ -187,13 +202,14 @@ class AmqpExchange:
 
     async def _restore(self) -> bool:
         """Declare everything again and consume again; whether all of it is there now."""
-        if not self.connected:
+        if not self._has_lines:
             return False
         try:
             await self.declare_exchanges()
         except (ExchangeUnreachable, QueueMismatch) as fault:
-            logger.warning("exchanges not restored: %s", fault)
+            self._note_refusal(fault)
             return False
+        self._note_refusal(None)
         # What is lost from here on is the next round's to tell.
         untold, self._untold = self._untold, False
         renewed = [await self._renew(queue) for queue in [*self._queues]]
@@ -204,6 +220,18 @@ class AmqpExchange:
         elif untold:
             self._untold = True
         return whole
+
+    def _note_refusal(self, fault: ExchangeUnreachable | QueueMismatch | None) -> None:
+        """A broker that lets us in, but at nothing there, is one that we do not reach."""
+        refused = isinstance(fault, QueueMismatch) or (
+            fault is not None and isinstance(fault.__cause__, ChannelAccessRefused)
+        )
+        why = str(fault) if refused else ""
+        if fault is not None and (not refused or why != self._refused):
+            logger.warning("exchanges not restored: %s", fault)
+        elif fault is None and self._refused:
+            logger.warning("exchanges restored")
+        self._refused = why
 
     async def _renew(self, queue: str) -> bool:
         shape = self._queues.get(queue)

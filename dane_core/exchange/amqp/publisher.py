@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
 from aiormq import Channel, spec
+from aiormq.exceptions import ChannelAccessRefused
 
 from dane_core.errors import ExchangeUnreachable
 from dane_core.exchange.amqp.line import Line, answer_within
@@ -32,10 +33,12 @@ _PERSISTENT: Final = 2
 class Publisher:
     """Publishes over one channel, opened again when it is lost.
 
-    `on_missing` is called when the broker does not know the exchange published to.
+    `on_missing` is called when the broker does not know the exchange published to. `refused` is
+    why it would not let us publish the last time; empty when it did.
     """
 
     def __init__(self, line: Line, *, on_missing: Callable[[], None]) -> None:
+        self.refused = ""
         self._line = line
         self._on_missing = on_missing
         self._opening = asyncio.Lock()
@@ -107,6 +110,8 @@ class Publisher:
         fates = [self._fate(confirmation) for confirmation in confirmations]
         if channel.is_closed:
             self._learn_from(why_closed(channel))
+        else:
+            self.refused = ""
         answered = all(not confirmation.cancelled() for confirmation in confirmations)
         return fates, answered and not channel.is_closed
 
@@ -143,6 +148,8 @@ class Publisher:
         self._fault = str(fault) if fault else ""
         if isinstance(fault, ChannelNotFoundEntity):
             self._on_missing()
+        if isinstance(fault, ChannelAccessRefused):
+            self.refused = str(fault)
 
 
 def _windows(
