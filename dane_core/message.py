@@ -23,6 +23,8 @@ BUNDLE: Final = "bundle"
 
 #: An answer's response travels in its message up to this size, in bytes.
 INLINE_LIMIT: Final = 256 * 1024
+#: The largest response of an answer, in bytes of JSON.
+RESPONSE_LIMIT: Final = 4 * 1024 * 1024
 #: Messages of people and exceptions are cut at this many characters.
 TEXT_LIMIT: Final = 8 * 1024
 #: Ids of workers and names of hosts and queues are at most this long, in characters.

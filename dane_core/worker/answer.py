@@ -9,13 +9,11 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from dane_core.message import TEXT_LIMIT
+from dane_core.message import RESPONSE_LIMIT, TEXT_LIMIT
 from dane_core.outcome import Done, Failed, Outcome, Refused
 from dane_core.states import ANSWERS, TaskState
 from dane_core.worker.worker import Worker, strictness
 
-#: The largest response, in bytes of JSON.
-RESPONSE_LIMIT: Final = 4 * 1024 * 1024
 _LONGEST_DELAY: Final = 86_400.0  # seconds
 _FAILURES: Final = [number for number in ANSWERS if ANSWERS[number] is not TaskState.SUCCEEDED]
 

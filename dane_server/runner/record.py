@@ -32,7 +32,7 @@ from dane_server.metrics import Metrics
 from dane_server.runner.bell import LocalBell
 from dane_server.runner.dispatch import Dispatcher
 from dane_server.runner.pace import Pace
-from dane_server.runner.sift import Said, by_kind, sift
+from dane_server.runner.sift import Said, bounded, by_kind, sift
 from dane_server.runner.ticket import Signer
 from dane_server.storage.chunk import chunks
 from dane_server.storage.view import Rejected, Twice, Zombie
@@ -136,7 +136,7 @@ class Recorder:
                 if isinstance(report, BadMessage):
                     await self._park(envelope, report)
                 else:
-                    reports.append((envelope, report))
+                    reports.append((envelope, bounded(report, len(envelope.body))))
         return reports
 
     async def _park(self, envelope: Envelope, fault: Exception) -> None:

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
+import orjson
+
 from dane_core.message import (
+    RESPONSE_LIMIT,
     Answer,
     Ask,
     Heartbeat,
@@ -46,6 +49,21 @@ def sift(said: Said, signer: Signer) -> tuple[Said, list[Rejection]]:
         genuine[kind] = _signed(said[kind], signer, forged)
     genuine[Heartbeat] = [_signed_beat(beat, signer, forged) for beat in said[Heartbeat]]
     return genuine, forged
+
+
+def bounded(report: Report, size: int) -> Report:
+    """The report; an answer whose response is too large has failed for it.
+
+    `size`: of its message, in bytes. Our own workers see to it themselves. MariaDB would not
+    refuse it alone but close the connection, as if the database were away.
+    """
+    if not isinstance(report, Answer) or size <= RESPONSE_LIMIT:
+        return report
+    large = len(orjson.dumps(report.response))
+    if large <= RESPONSE_LIMIT:
+        return report
+    why = f"the response is {large:,} bytes and the limit is {RESPONSE_LIMIT:,}"
+    return replace(report, state=500, message=why, response={})
 
 
 def _signed(reports: Sequence[R], signer: Signer, forged: list[Rejection]) -> list[R]:

@@ -5,8 +5,9 @@ from typing import Any, Final
 
 #: Rows of one statement, and ids it names.
 ROWS: Final = 500
-#: The most that goes into one statement, well under MariaDB's packet limit of 16 MiB.
-_STATEMENT_BYTES: Final = 4 * 1024 * 1024
+#: The most that goes into one statement, in characters: in UTF-8 one may take 4 bytes, and
+#: MariaDB's packets are limited to 16 MiB.
+_STATEMENT: Final = 3 * 1024 * 1024
 
 
 def chunks(items: Iterable[Any], size: int = 1000) -> Iterator[list[Any]]:
@@ -22,7 +23,7 @@ def fitting(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     size = 0
     for row in rows:
         weight = 200 + sum(len(value) for value in row.values() if isinstance(value, str))
-        if parts[-1] and (size + weight > _STATEMENT_BYTES or len(parts[-1]) >= ROWS):
+        if parts[-1] and (size + weight > _STATEMENT or len(parts[-1]) >= ROWS):
             parts.append([])
             size = 0
         parts[-1].append(row)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from dane_core import Done, Failed, Refused, Worker
+from dane_core.message import RESPONSE_LIMIT
 from dane_core.outcome import Outcome
-from dane_core.worker.answer import RESPONSE_LIMIT, clean_text, failure_of, outcome_of, read_args
+from dane_core.worker.answer import clean_text, failure_of, outcome_of, read_args
 
 
 class Plain(Worker):

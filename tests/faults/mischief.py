@@ -21,7 +21,7 @@ _PIECE: Final = 1024 * 1024
 
 def hang() -> None:
     """Run in C for ever, with the interpreter held: not even a signal is handled."""
-    all(itertools.repeat(True))
+    all(itertools.repeat("on and on"))
 
 
 def loop() -> NoReturn:

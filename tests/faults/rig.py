@@ -382,6 +382,11 @@ class Rig:
         async with self.engine.connect() as connection:
             return int((await connection.scalars(query)).one())
 
+    async def last_words(self, task_id: int) -> str:
+        """What the API says of how the last attempt at a task ended."""
+        attempts = (await self.get(f"task/{task_id}"))["Task"]["attempts"]
+        return str(attempts[-1]["message"])
+
     async def starts(self) -> int:
         """How often tasks were let start again because they may have ended a worker."""
         async with self.engine.connect() as connection:

@@ -30,7 +30,7 @@ async def timed_out(rig: Rig, task: int, within: float = SOON) -> None:
     await rig.until(lambda: rig.is_(task, "failed"), within)
     row = await rig.row(task)
     assert row.outcome == 504
-    assert f"ran longer than its timeout of {TIMEOUT:g} s" in str(await rig.get(f"task/{task}"))
+    assert f"ran longer than its timeout of {TIMEOUT:g} s" in await rig.last_words(task)
 
 
 @row(20)

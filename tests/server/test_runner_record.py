@@ -11,6 +11,7 @@ import pytest
 from dane_core.errors import StoreUnreachable
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.message import (
+    RESPONSE_LIMIT,
     Answer,
     Ask,
     Control,
@@ -64,6 +65,22 @@ async def state_is(office: Office, ticket: Ticket, state: TaskState) -> None:
         return (await office.ledger.reader.task(ticket.task_id)).task.state is state
 
     await until(holds)
+
+
+async def test_an_answer_that_is_too_large_fails_its_task_and_no_other(office: Office) -> None:
+    """MariaDB closes the connection over it, and the batch would be tried again for ever."""
+    large, fitting = await given_out(office, parallel("A", "A"), 2)
+    edge = RESPONSE_LIMIT - len('{"pad":""}')
+    await say(
+        office,
+        Answer(ticket=large, state=200, message="", response={"pad": "x" * (edge + 1)}, worker="w"),
+        Answer(ticket=fitting, state=200, message="", response={"pad": "x" * edge}, worker="w"),
+    )
+    await state_is(office, fitting, TaskState.SUCCEEDED)
+
+    await state_is(office, large, TaskState.FAILED)
+    [attempt] = (await office.ledger.reader.task(large.task_id)).attempts
+    assert attempt.message == "the response is 4,194,305 bytes and the limit is 4,194,304"
 
 
 @pytest.mark.parametrize("together", [True, False])
