@@ -127,7 +127,7 @@ async def test_10_000_jobs_at_once_are_done(rig: Rig) -> None:
 
 # --- row 62: servers that die in turn ---------------------------------------------------------
 
-DEATHS: Final = 12
+DEATHS: Final = 8
 
 
 class Succession:
@@ -181,7 +181,7 @@ async def has_room(rig: Rig, open_at_most: int) -> bool:
 async def test_servers_that_are_killed_in_turn_lose_nothing(rig: Rig, number: int) -> None:
     """Servers at work together are killed at random, one every few seconds, under load.
 
-    Twelve of them; `make nemesis` goes on for longer. Nothing lost, doubled or in limbo.
+    Eight of them; `make nemesis` goes on for longer. Nothing lost, doubled or in limbo.
     """
     chance = random.Random(62 + number)
     for _ in range(2):
