@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,6 +21,28 @@ _ESCAPES: Final = {
 }
 #: Chatty at INFO, about nothing an operator asked for.
 _QUIET: Final = ("aio_pika", "aiormq", "httpx", "httpcore", "alembic.runtime", "uvicorn")
+
+#: What asyncio says where no file descriptor is left for a connection, 2,000 times a second.
+_NO_FILES: Final = "socket.accept() out of system resource"
+#: Once in so many seconds is enough.
+_ENOUGH: Final = 10.0
+
+
+class _Seldom(logging.Filter):
+    """Lets what would fill the disk, said so often, through once in a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.getMessage().startswith(_NO_FILES):
+            return True
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + _ENOUGH
+        return True
 
 
 class JsonLines(logging.Formatter):
@@ -43,8 +66,8 @@ class PlainLines(logging.Formatter):
     """A line per event for people; the lines of a traceback stand behind a bar."""
 
     def format(self, record: logging.LogRecord) -> str:
-        time = _time(record).astimezone().strftime("%H:%M:%S")
-        line = f"{time} {record.levelname:<7} {record.name}: {record.getMessage()}"
+        clock = _time(record).astimezone().strftime("%H:%M:%S")
+        line = f"{clock} {record.levelname:<7} {record.name}: {record.getMessage()}"
         pairs = "".join(f" {name}={value}" for name, value in _extra(record).items())
         trace = _trace(record).splitlines()
         return "\n".join([printable(line + pairs), *(f"    | {printable(step)}" for step in trace)])
@@ -66,6 +89,8 @@ def set_up_logging(
         folder.mkdir(parents=True, exist_ok=True)
         handlers.append(WatchedFileHandler(folder / FILE_NAME, encoding="utf-8"))
         handlers[1].setFormatter(JsonLines())
+    for handler in handlers:
+        handler.addFilter(_Seldom())
     logging.basicConfig(level=level, handlers=handlers, force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -110,3 +110,14 @@ def test_a_level_leaves_out_what_is_below() -> None:
 
 def test_letters_of_other_alphabets_stay_as_they_are() -> None:
     assert printable("日本語 🎬 é") == "日本語 🎬 é"
+
+
+def test_a_lack_of_files_does_not_fill_the_disk_with_news_of_it() -> None:
+    """Asyncio says so for each connection in its backlog, again and again."""
+    stream = io.StringIO()
+    set_up_logging(stream=stream)
+    for number in range(100):
+        logging.getLogger("asyncio").error("socket.accept() out of system resource\n%d", number)
+    logging.getLogger("asyncio").error("something else")
+
+    assert len(stream.getvalue().splitlines()) == 2
