@@ -446,8 +446,8 @@ async def test_three_runners_count_the_children_of_one_node_to_zero_once(rig: Ri
     """
     rig.looks_every = 5.0
     await rig.server("api")
-    window = {"WINDOW": 2 * CHILDREN}
-    runners = [await rig.server("runner", RUNNER=window) for _ in range(3)]
+    patient = {"WINDOW": 2 * CHILDREN, "LEASE": 30}  # or what is slow to be sent is sent twice
+    runners = [await rig.server("runner", RUNNER=patient) for _ in range(3)]
     await rig.worker(Toil, Other, slots=20)
     tasks = {"taskSequential": [{"taskParallel": ["TOIL"] * CHILDREN}, "OTHER"]}
     job_id = await rig.post(job("crowd", tasks))
@@ -455,7 +455,7 @@ async def test_three_runners_count_the_children_of_one_node_to_zero_once(rig: Ri
         node, _ = (await connection.execute(crowded(job_id))).one()
         held = sa.select(tasks_table).where(tasks_table.c.id == node).with_for_update()
         await connection.execute(held)  # no child counts it down
-        await rig.until(lambda: have_ended(rig) == CHILDREN, 70)
+        await rig.until(lambda: have_ended(rig) >= CHILDREN, 70)
         _, left = (await connection.execute(crowded(job_id))).one()
     rig.healed()
 

@@ -32,6 +32,8 @@ SOON: Final = 60.0
 
 TASKS: Final = 100_000
 JOBS: Final = 10_000
+#: Seconds after which it hangs, on a machine that has much else to do; half of it is usual.
+LONG: Final = 400.0
 #: What a server may hold in memory, whatever is asked of it, in bytes.
 MEMORY: Final = 1_000 * 2**20
 
@@ -99,7 +101,7 @@ async def test_a_job_of_100_000_tasks_is_done(rig: Rig) -> None:
     async with strain.watched():
         job_id = await rig.post(job("large", {"taskParallel": ["TOIL"] * TASKS}))
         rig.healed()
-        took = await rig.recovered(170, job_id)
+        took = await rig.recovered(LONG, job_id)
 
     assert strain.memory < MEMORY
     rig.outcome = f"{TASKS:,} tasks, {TASKS / took:.0f} a second; {strain}"
@@ -118,7 +120,7 @@ async def test_10_000_jobs_at_once_are_done(rig: Rig) -> None:
     rig.healed()
     async with strain.watched():
         ids = await rig.load(JOBS, TINY, at_once=100)
-        took = await rig.recovered(170)
+        took = await rig.recovered(LONG)
 
     assert len(set(ids)) == JOBS
     assert strain.memory < MEMORY
