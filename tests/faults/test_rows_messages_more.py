@@ -160,7 +160,7 @@ async def test_the_first_result_counts_in_whatever_order_they_come(rig: Rig) -> 
         await rig.recovered(SOON, job_id)
         for ticket in (lucky, unlucky, torn):
             task = ticket.task_id
-            await rig.until(lambda task=task: rig.counts(task, "settled", 1), SOON)  # type: ignore[misc]
+            await rig.until(lambda task=task: rig.counts(task, "settled", 1), SOON)
 
     states = [(await rig.row(one.task_id)).state for one in (early, lucky, unlucky, torn)]
     assert states == ["succeeded", "succeeded", "failed", "failed"]
