@@ -35,6 +35,8 @@ _WORK_QUEUE: Final = {"x-queue-type": "classic", "x-max-priority": MAX_PRIORITY}
 _INBOX_QUEUE: Final = {"x-queue-type": "classic"}
 #: Seconds until the next try, when not everything could be restored.
 _RETRY: Final = 1.0
+#: Seconds until it is tried again whether we may publish. Each try costs a channel.
+_ASK_AGAIN: Final = 5.0
 #: Seconds between two tries at least, for something that is lost again at once.
 _BREATH: Final = 0.1
 
@@ -182,7 +184,7 @@ class AmqpExchange:
         """
         rested = 0.0
         while True:
-            pause = min(check_every, _RETRY)
+            pause = min(check_every, _ASK_AGAIN)
             await asyncio.sleep(pause)
             rested += pause
             if self._publisher.refused or rested >= check_every:

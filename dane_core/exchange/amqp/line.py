@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _HEARTBEAT: Final = 10  # seconds; a silent connection is given up after (10 + 1) * 3
+#: To connect, or to open a channel, declare and bind, takes this many answers, one after the
+#: other: a slow wire needs the time.
+_ANSWERS: Final = 3
 #: Seconds between two tries to connect, doubling from the first to the last.
 _FIRST_PAUSE: Final = 1.0
 _LAST_PAUSE: Final = 15.0
@@ -104,7 +107,7 @@ class Line:
         await self._apart(_close(channel))
 
     async def _ask(self, question: Callable[[Channel], Awaitable[T]]) -> T:
-        async with answer_within(self.patience), self._desk_free:
+        async with answer_within(_ANSWERS * self.patience), self._desk_free:
             channel, self._desk = self._desk, None
             if channel is None or channel.is_closed:
                 channel = await self.channel()
@@ -157,9 +160,10 @@ async def open_line(url: str, name: str, patience: float) -> AsyncIterator[Line]
     connection = RobustConnection(address.with_query(settings), reconnect_interval=_FIRST_PAUSE)
     line = Line(connection, name, patience)
     try:
+        to_connect = _ANSWERS * patience
         try:
-            async with answer_within(patience):
-                await connection.connect(timeout=patience)
+            async with answer_within(to_connect):
+                await connection.connect(timeout=to_connect)
         except ExchangeUnreachable as fault:
             shown = address.with_password("***") if address.password else address
             raise ExchangeUnreachable(f"no RabbitMQ at {shown}: {line.explain(fault)}") from fault

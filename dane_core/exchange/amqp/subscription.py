@@ -60,7 +60,7 @@ class AmqpSubscription:
         channel.on_consumer_cancel_callbacks.add(lambda _: self._lose(channel))
         channel.closing.add_done_callback(lambda _: self._lose(channel))
         try:
-            async with answer_within(self._line.patience):
+            async with answer_within(2 * self._line.patience):  # for two answers
                 await channel.basic_qos(prefetch_count=self._prefetch)
                 consumer = await channel.basic_consume(self.queue, self._receive)
                 self._consumer = consumer.consumer_tag or ""
