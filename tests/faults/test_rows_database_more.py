@@ -220,7 +220,8 @@ class Client:
         self, method: str, path: str, body: Json | None = None
     ) -> tuple[int, str] | None:
         """The status and the body; None when we did not wait for them."""
-        data = json.dumps(body).encode() if body else b""
+        # As httpx writes it: what is posted again with its key has to be the same bytes.
+        data = json.dumps(body, separators=(",", ":")).encode() if body else b""
         key = f"Idempotency-Key: {_key(body)}\r\n" if body else ""
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n{key}"
