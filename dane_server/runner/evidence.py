@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 _KEYS: Final = 5
 #: Tasks beyond the horizon looked at in one sweep.
 _AGED: Final = 500
-#: A task that has been in its queue for this long is sent again whatever else waits there.
-_TOO_OLD: Final = timedelta(days=1)
+#: A queue keeps its order: what began and was queued this much later has overtaken a task.
+_OVERTAKEN: Final = 60.0  # seconds
 #: What is concluded from workers being idle takes so many times longer.
 TIMES_ON_THEIR_WORD: Final = 3
 #: After a repair its key is left alone, at first for so long, and for twice as long each time
@@ -41,6 +41,7 @@ class Look:
     time: datetime
     depth: Depth
     idle: bool  # every worker of the key has room for another task
+    caught_up: bool = True  # no more reports wait than are read at once: the books can be trusted
 
     @property
     def place(self) -> int:
@@ -73,7 +74,10 @@ class Suspicions:
         """Whether messages of a key were lost: two looks, far enough apart, say so.
 
         `queued` tasks are in the queue by the books, `unmoved` of them since the first look.
+        A look into books that lag behind decides nothing, and takes nothing back.
         """
+        if not look.caught_up:
+            return False
         first = self._first.get(key)
         if queued <= look.place:
             self._first.pop(key, None)
@@ -106,6 +110,23 @@ class Suspicions:
         self._first.clear()
 
 
+class Backlog:
+    """Says for how long a backlog of reports excuses that a task is queued still. Pure."""
+
+    def __init__(self, longest: float) -> None:
+        self._longest = longest
+        self._since: float | None = None
+
+    def excuses(self, now: float, *, caught_up: bool) -> bool:
+        """Whether the answer to what was queued long ago may wait to be recorded."""
+        if caught_up:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = now
+        return now - self._since < self._longest
+
+
 class Evidence:
     """Looks at some queues in each sweep, and repairs those that have lost something."""
 
@@ -123,6 +144,7 @@ class Evidence:
         self._acts = acts
         self._exchange = exchange
         self._suspicions = Suspicions(apart.total_seconds())
+        self._backlog = Backlog(horizon.total_seconds())
         self._horizon = horizon
         self._given = given
         self._last_key = ""
@@ -131,18 +153,21 @@ class Evidence:
         """Begin anew: what was seen until now proves nothing."""
         self._suspicions.forget()
 
-    async def look(self, now: float, time: datetime) -> bool:
+    async def look(self, now: float, time: datetime, *, caught_up: bool = True) -> bool:
         """Look at the next few queues; whether something is to be sent again.
 
-        `now` is our monotonic time, `time` the database's. Raises: ExchangeUnreachable.
+        `now` is our monotonic time, `time` the database's; `caught_up` whether no more reports
+        wait than are read at once. Raises: ExchangeUnreachable.
         """
         keys = self._in_turn(await self._sweeps.keys_queued())
         idle = await self._sweeps.idle_keys() if keys else frozenset()
         repaired = [
-            await self._look_at(key, now, time, idle=key in idle)
+            await self._look_at(key, now, time, idle=key in idle, caught_up=caught_up)
             for key in keys
             if not self._suspicions.rests(key, now)
         ]
+        if self._backlog.excuses(now, caught_up=caught_up):
+            return any(repaired)
         return await self._look_beyond_horizon() or any(repaired)
 
     def _in_turn(self, keys: list[str]) -> list[str]:
@@ -153,7 +178,9 @@ class Evidence:
             self._last_key = some[-1]
         return some
 
-    async def _look_at(self, key: str, now: float, time: datetime, *, idle: bool) -> bool:
+    async def _look_at(
+        self, key: str, now: float, time: datetime, *, idle: bool, caught_up: bool
+    ) -> bool:
         depth = await self._exchange.depth(work_queue(key))
         if depth is None:
             await self._sweeps.watch_key(key, self._given)
@@ -162,7 +189,7 @@ class Evidence:
         # Counted after the look: what was answered in between is not missed.
         since = self._suspicions.since(key) or time
         queued, unmoved = await self._sweeps.queued(key, since)
-        look = Look(at=now, time=time, depth=depth, idle=idle)
+        look = Look(at=now, time=time, depth=depth, idle=idle, caught_up=caught_up)
         if not self._suspicions.is_lost(key, look, queued=queued, unmoved=unmoved):
             return False
         await self._repair(
@@ -183,15 +210,23 @@ class Evidence:
             by_key[one.key].append(one)
         sent = False
         for key, aged in by_key.items():
-            depth = await self._exchange.depth(work_queue(key))
-            drained = depth is None or depth.waiting == 0
-            lost = [one for one in aged if drained or one.age >= _TOO_OLD.total_seconds()]
+            lost = await self._lost_beyond_horizon(key, aged)
             slow = [one.task_id for one in aged if one not in lost]
             await self._sweeps.wait_longer(slow, self._horizon)
             if await self._sweeps.send_again([one.task_id for one in lost]):
                 logger.warning(
-                    "%s tasks of %s were queued for too long: sending again", len(lost), key
+                    "%s tasks of %s are queued, and their messages are nowhere: sending again",
+                    len(lost),
+                    key,
                 )
                 await self._exchange.broadcast(Control(act="recall", key=key).seal())
                 sent = True
         return sent
+
+    async def _lost_beyond_horizon(self, key: str, aged: list[Aged]) -> list[Aged]:
+        """Those that cannot be in their queue: it is empty, or those behind them have left it."""
+        depth = await self._exchange.depth(work_queue(key))
+        if depth is None or depth.waiting == 0:
+            return aged
+        begun = await self._sweeps.last_begun(key)
+        return [one for one in aged if begun is not None and one.age - begun > _OVERTAKEN]

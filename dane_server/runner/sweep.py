@@ -178,10 +178,10 @@ class Sweeper:
             if hearing:
                 await self._end_what_is_over(sight.running, now, stepped=stepped)
             await self._marker.look(sight.epoch)
-            if waiting == 0 and not stepped:
-                await self._evidence.look(now, sight.time)
-            else:
-                self._evidence.forget()
+            # As many as are read at once say nothing of a recorder that keeps up.
+            caught_up = waiting is not None and waiting <= self._pace.batch
+            if self._answers_are_in(now):
+                await self._evidence.look(now, sight.time, caught_up=caught_up)
             self._told = ""
         except ExchangeUnreachable as fault:
             if str(fault) != self._told:

@@ -261,6 +261,19 @@ class Sweeps:
 
         return await self._store.read(unit)
 
+    async def last_begun(self, key: str) -> float | None:
+        """How many seconds ago the last of those tasks of a key was queued that have begun."""
+
+        async def unit(connection: AsyncConnection) -> float | None:
+            ages = [
+                _seconds(row.now, row.queued_at)
+                for statement in sweep.begun(key)
+                for row in await connection.execute(statement)
+            ]
+            return min(ages, default=None)
+
+        return await self._store.read(unit)
+
     async def wait_longer(self, ids: Sequence[int], horizon: timedelta) -> None:
         await self._by_id(ids, lambda some: sweep.wait_longer(some, horizon.total_seconds()))
 

@@ -14,7 +14,7 @@ from dane_core.job import JobId, Task
 from dane_core.message import Hello, Started, open_control
 from dane_core.routing import binding_keys, routing_key, work_queue
 from dane_core.states import TaskState
-from dane_server.runner.evidence import Evidence, Look, Suspicions
+from dane_server.runner.evidence import Backlog, Evidence, Look, Suspicions
 from dane_server.storage.view import Claim
 from tests.server.clock import clock_put
 from tests.server.ledger import Ledger, answer, hello, parallel, ticket_of
@@ -27,13 +27,21 @@ QUEUED, READY, RUNNING = TaskState.QUEUED, TaskState.READY, TaskState.RUNNING
 # --- what follows from what is seen -----------------------------------------------------------
 
 
-def seen(at: float, waiting: int, consumers: int = 1, *, idle: bool = False) -> Look:
+def seen(
+    at: float, waiting: int, consumers: int = 1, *, idle: bool = False, caught_up: bool = True
+) -> Look:
     return Look(
         at=at,
         time=NOON + timedelta(seconds=at),
         depth=Depth(waiting=waiting, consumers=consumers),
         idle=idle,
+        caught_up=caught_up,
     )
+
+
+def behind(at: float, waiting: int) -> Look:
+    """A look while reports wait that nobody has read."""
+    return seen(at, waiting, caught_up=False)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +60,12 @@ def seen(at: float, waiting: int, consumers: int = 1, *, idle: bool = False) -> 
         ([(seen(0, 0, 2, idle=True), 1, 0), (seen(90, 0, 2, idle=True), 1, 1)], True),
         ([(seen(0, 0, 2, idle=True), 1, 0), (seen(90, 0, 2), 1, 1)], False),
         ([(seen(0, 2000), 1000, 0), (seen(30, 2000), 1000, 1000)], False),  # stale copies wait too
+        # under steady load only the two looks that decide must find the books up to date
+        ([(seen(0, 8), 10, 0), (behind(15, 8), 10, 10), (seen(30, 8), 10, 10)], True),
+        ([(seen(0, 8), 10, 0), (behind(15, 10), 10, 10), (seen(30, 8), 10, 10)], True),
+        ([(seen(0, 8), 10, 0), (behind(30, 8), 10, 10)], False),
+        ([(behind(0, 8), 10, 0), (seen(30, 8), 10, 10)], False),
+        ([(behind(0, 8), 10, 0), (behind(30, 8), 10, 10), (seen(60, 8), 10, 10)], False),
     ],
 )
 def test_tasks_are_lost_when_two_looks_leave_no_place_for_them(
@@ -94,6 +108,28 @@ def test_a_repair_that_does_not_help_is_tried_again_later_and_later() -> None:
     suspicions.is_lost("A", seen(now, 10), queued=10, unmoved=10)
     suspicions.rest("A", now)
     assert not suspicions.rests("A", now + 30)
+
+
+@pytest.mark.parametrize(
+    ("looks", "excused"),
+    [
+        # each look: (at, whether the books are up to date)
+        ([(0, True)], False),
+        ([(0, False)], True),  # answers may wait: a server was away for hours
+        ([(0, False), (3599, False)], True),
+        ([(0, False), (3600, False)], False),  # a backlog for ever is no excuse for ever
+        ([(0, False), (1800, True), (3600, False)], True),
+    ],
+)
+def test_a_backlog_puts_the_horizon_off_and_not_for_ever(
+    looks: list[tuple[float, bool]],
+    excused: bool,  # noqa: FBT001
+) -> None:
+    backlog = Backlog(3600)
+
+    found = [backlog.excuses(at, caught_up=caught_up) for at, caught_up in looks]
+
+    assert found[-1] is excused
 
 
 # --- on both exchanges ------------------------------------------------------------------------
@@ -142,13 +178,13 @@ class Yard:
         consuming = self.exchange.consume(work_queue(self.key), prefetch=1)
         return await self._stack.enter_async_context(consuming)
 
-    async def looks(self, times: int) -> list[bool]:
+    async def looks(self, times: int, *, caught_up: bool = True) -> list[bool]:
         """Look again and again, a minute apart each."""
         found = []
         for _ in range(times):
             self._now += 60
             time = (await self.ledger.sweeps.look()).time
-            found.append(await self.evidence.look(self._now, time))
+            found.append(await self.evidence.look(self._now, time, caught_up=caught_up))
         return found
 
     async def close(self) -> None:
@@ -316,16 +352,58 @@ async def test_what_is_beyond_the_horizon_goes_again_if_nothing_waits_with_it(
 
 
 async def test_what_is_beyond_the_horizon_waits_on_in_a_queue_that_is_long(yard: Yard) -> None:
+    """However long: nothing is sent again for its age."""
     job = await yard.send(5)
+    found = []
+
+    for hours in (1, 25, 24 * 30):
+        with clock_put(yard.ledger.store, hours * 3600 + 100):
+            found += await yard.looks(2)
+
+    assert not any(found)
+    assert set(await states(yard, job)) == {QUEUED}
+
+
+async def test_what_was_overtaken_in_its_queue_is_not_in_it(yard: Yard) -> None:
+    """A queue keeps its order, so a single loss shows in one that is never empty, too."""
+    lost, behind = await yard.send(1), await yard.ledger.submit(parallel(*[yard.key] * 5))
+    await yard.empty_queue()
+    with clock_put(yard.ledger.store, 3600):
+        await yard.publish(await yard.ledger.claim())
+        one = (await yard.ledger.tasks(behind))[0]
+        await yard.ledger.record(answer(ticket_of(one)))
 
     with clock_put(yard.ledger.store, 3700):
-        late = await yard.looks(2)
-    with clock_put(yard.ledger.store, 25 * 3600):
-        next_day = await yard.looks(1)
+        found = await yard.looks(1)
 
-    assert not any(late)
-    assert next_day == [True]
-    assert set(await states(yard, job)) == {READY}
+    assert found == [True]
+    assert await states(yard, lost) == [READY]
+    assert (await states(yard, behind)).count(QUEUED) == 4
+
+
+async def test_a_queue_that_is_gone_is_missed_under_any_load(yard: Yard) -> None:
+    """Reports that wait say nothing of it."""
+    job = await yard.send(1)
+    await yard.exchange.delete_queue(work_queue(yard.key))
+
+    found = await yard.looks(1, caught_up=False)
+
+    assert found == [True]
+    assert await states(yard, job) == [READY]
+
+
+async def test_answers_that_wait_to_be_recorded_are_not_done_again_for_their_age(
+    yard: Yard,
+) -> None:
+    """Servers were away for hours, and workers were not."""
+    job = await yard.send(1)
+    await yard.empty_queue()
+
+    with clock_put(yard.ledger.store, 3700):
+        found = await yard.looks(1, caught_up=False)
+
+    assert found == [False]
+    assert await states(yard, job) == [QUEUED]
 
 
 async def test_few_queues_are_looked_at_in_one_sweep_and_all_in_turn(

@@ -13,6 +13,7 @@ from dane_core.message import (
     Control,
     Goodbye,
     Leased,
+    Nudge,
     Released,
     Started,
     TaskMessage,
@@ -362,3 +363,23 @@ async def test_what_waits_for_others_goes_when_they_are_done(ledger: Ledger) -> 
 
     assert (before["B"], before["C"]) == (TaskState.HELD, TaskState.BLOCKED)
     assert (await ledger.states(job))["C"] is TaskState.READY
+
+
+@pytest.mark.usefixtures("settled_down")
+async def test_lost_messages_are_missed_under_steady_load(ledger: Ledger) -> None:
+    """Some reports always wait then, although the recorder keeps up."""
+    exchange = MemoryExchange()
+    await exchange.declare_queue(RESPONSE_QUEUE)
+    await exchange.declare_queue(work_queue("A"), binding_keys("A"))
+    job = await ledger.submit("A")
+    await ledger.send()  # by the books
+    sweeper = sweeper_of(ledger, exchange)
+
+    async with exchange.consume(RESPONSE_QUEUE, prefetch=1):
+        await exchange.send(RESPONSE_QUEUE, [Nudge().seal()] * 10)
+
+        async def is_found() -> bool:
+            await sweeper.sweep()
+            return await ledger.states(job) == {"A": TaskState.READY}
+
+        await until(is_found)

@@ -180,6 +180,18 @@ def past_horizon(limit: int) -> sa.Select[Any]:
     )
 
 
+def begun(key: str, limit: int = 50) -> list[sa.Select[Any]]:
+    """When tasks of a key were queued that run, or were done not long ago."""
+    return [
+        sa.select(tasks.c.queued_at, now().label("now"))
+        .with_hint(tasks, _BY_KEY, "mysql")
+        .where(tasks.c.state == state, tasks.c.task_key == key, tasks.c.queued_at.is_not(None))
+        .order_by(tasks.c.rank.desc(), tasks.c.id.desc())
+        .limit(limit)
+        for state in (TaskState.RUNNING, TaskState.SUCCEEDED)
+    ]
+
+
 def wait_longer(ids: Sequence[int], seconds: float) -> sa.Update:
     return (
         sa.update(tasks)
