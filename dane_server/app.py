@@ -285,12 +285,16 @@ def _url(door: socket.socket) -> str:
 
 def _check_roles(settings: ServerSettings, roles: frozenset[Role]) -> None:
     """Parts in several processes meet on a broker and a database, or not at all."""
-    if roles == ROLES:
-        return
+    in_memory = settings.exchange_url.startswith("memory:")
+    embedded = settings.store_url.startswith("sqlite")
     faults = []
-    if settings.exchange_url.startswith("memory:"):
+    if roles != ROLES and in_memory:
         faults.append(Fault("EXCHANGE.URL", "--role needs a RabbitMQ where all processes meet"))
-    if settings.store_url.startswith("sqlite"):
+    elif in_memory and not embedded:
+        # Each would take for lost, at its start, what the others have in their memory.
+        told = "a MariaDB may have several servers, and they need a RabbitMQ where they meet"
+        faults.append(Fault("EXCHANGE.URL", told))
+    if roles != ROLES and embedded:
         faults.append(Fault("STORE.URL", "--role needs a MariaDB that all processes share"))
     if faults:
         raise BadSettings(faults)

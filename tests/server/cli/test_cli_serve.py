@@ -76,6 +76,21 @@ def test_a_part_alone_needs_a_broker_and_a_database(dane: Dane, role: str) -> No
     assert "STORE.URL" in said.err
 
 
+@pytest.mark.parametrize("verb", ["serve", "dev"])
+def test_a_database_for_several_servers_needs_a_broker(
+    dane: Dane, tmp_path: Path, verb: str
+) -> None:
+    """Two with exchanges in memory would take back each other's tasks for ever."""
+    (tmp_path / "shout.py").write_text(WORKER)
+    (tmp_path / "config.yml").write_text("MARIADB: {HOST: 127.0.0.1, PASSWORD: secret}")
+
+    said = dane(verb, *(["shout.py"] if verb == "dev" else []), "--port", 0)
+
+    assert said.code == 78
+    assert "EXCHANGE.URL: a MariaDB may have several servers" in said.err
+    assert "secret" not in said.err
+
+
 def test_dane_server_of_0_1_is_dane_serve(
     dane: Dane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
