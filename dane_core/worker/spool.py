@@ -49,6 +49,10 @@ def spool_folder(root: Path, exchange_url: str, response_queue: str) -> Path:
     return root / hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
+class _DiskIsSilent(Exception):
+    """It may never answer: a network that is gone, a device that is stuck."""
+
+
 class Spool:
     """The answers of one worker process on disk, and those of dead ones.
 
@@ -90,36 +94,52 @@ class Spool:
 
     async def send_left(self, send: Callable[[Answer], Awaitable[bool]]) -> None:
         """Send what dead workers left, once."""
-        await self._on_disk(self._touch)
-        for folder in await self._on_disk(self._others) or ():
-            async with self._taken(folder) as is_ours:
-                if is_ours and not await self._send_all(folder, send):
-                    return  # nobody takes them now: the others can wait too
+        with suppress(_DiskIsSilent):
+            await self._in_time(self._touch)
+            for folder in await self._in_time(self._others):
+                async with self._taken(folder) as is_ours:
+                    if is_ours and not await self._send_all(folder, send):
+                        return  # nobody takes them now: the others can wait too
 
     async def send_from(
         self, worker_id: str, send: Callable[[Answer], Awaitable[bool]]
     ) -> bool | None:
-        """Send what one worker left: whether all has arrived; None while somebody has it."""
+        """Send what one worker left: whether all has arrived; None while somebody has it.
+
+        What is on a disk that does not answer is not waited for.
+        """
         folder = self._root / worker_id
-        if not await self._on_disk(folder.exists):
-            return True
-        async with self._taken(folder) as is_ours:
-            return await self._send_all(folder, send) if is_ours else None
+        with suppress(_DiskIsSilent):
+            if await self._in_time(folder.exists):
+                async with self._taken(folder) as is_ours:
+                    return await self._send_all(folder, send) if is_ours else None
+        return True
 
     def close(self) -> None:
         """Leave; what is still there is anybody's."""
         if self._lock is not None:
-            _leave(self._own, self._lock)
+            leaving = threading.Thread(target=_leave, args=(self._own, self._lock), daemon=True)
+            leaving.start()
+            leaving.join(_PATIENCE)
             self._lock = None
 
     async def _on_disk(self, act: Callable[P, T], *args: P.args, **named: P.kwargs) -> T | None:
         """Do something in a thread; None when the disk does not answer."""
+        with suppress(_DiskIsSilent):
+            return await self._in_time(act, *args, **named)
+        return None
+
+    async def _in_time(self, act: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        """Do something in a thread. Raises: _DiskIsSilent."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 return await asyncio.to_thread(act, *args, **named)
         except TimeoutError:
-            self._complain("answers are not kept: %s", TimeoutError("the disk does not answer"))
-            return None
+            raise self._silence() from None
+
+    def _silence(self) -> "_DiskIsSilent":
+        self._complain("answers are not kept: %s", TimeoutError("the disk does not answer"))
+        return _DiskIsSilent()
 
     # --- our own ----------------------------------------------------------------------------
 
@@ -177,19 +197,30 @@ class Spool:
 
     @asynccontextmanager
     async def _taken(self, folder: Path) -> AsyncIterator[bool]:
-        try:
-            lock = await asyncio.to_thread(_try_lock, folder)
-        except OSError:
-            lock = None
+        """Hold the lock of a folder, if nobody else does. Raises: _DiskIsSilent."""
+        lock = await self._lock_of(folder)
         try:
             yield lock is not None
         finally:
             if lock is not None:
-                _leave(folder, lock)
+                await self._on_disk(_leave, folder, lock)
+
+    async def _lock_of(self, folder: Path) -> int | None:
+        locking = asyncio.create_task(asyncio.to_thread(_try_lock, folder))
+        try:
+            await asyncio.wait({locking}, timeout=_PATIENCE)
+            if not locking.done():
+                raise self._silence()
+            return locking.result()
+        except OSError:
+            return None
+        finally:
+            if not locking.done():  # once it is had, nobody wants it any more
+                locking.add_done_callback(_let_go)
 
     async def _send_all(self, folder: Path, send: Callable[[Answer], Awaitable[bool]]) -> bool:
-        for path in await self._on_disk(self._answers_in, folder) or ():
-            answer = await asyncio.to_thread(self._read, path)
+        for path in await self._in_time(self._answers_in, folder):
+            answer = await self._in_time(self._read, path)
             if answer is None:
                 continue
             if not await send(answer):
@@ -197,7 +228,7 @@ class Spool:
             logger.info(
                 "sent what %s had left: the answer of task %s", folder.name, answer.ticket.task_id
             )
-            await asyncio.to_thread(self._remove, path)
+            await self._in_time(self._remove, path)
         return True
 
     def _answers_in(self, folder: Path) -> list[Path]:
@@ -333,6 +364,13 @@ def _try_lock(folder: Path) -> int | None:
         raise
     os.close(descriptor)
     return None
+
+
+def _let_go(locking: asyncio.Task[int | None]) -> None:
+    if locking.cancelled() or locking.exception() is not None:
+        return
+    if (lock := locking.result()) is not None:
+        os.close(lock)
 
 
 def _leave(folder: Path, lock: int) -> None:

@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dane_core.exchange.memory import MemoryExchange
 from dane_core.job import TaskId
 from dane_core.message import Answer, Ask, Envelope, Hello, TaskMessage, Ticket
 from dane_core.routing import RESPONSE_QUEUE
+from dane_core.worker import spool
 from dane_core.worker.outbox import Outbox
 from dane_core.worker.spool import Spool, spool_folder
 from tests.core.desk import Desk, Echo, message, served
@@ -351,6 +353,69 @@ async def test_nothing_is_said_twice_to_a_blocked_broker(tmp_path: Path) -> None
 
     assert exchange.on_disk == [["1.1.json"]]
     assert files(tmp_path) == []
+
+
+class StuckDisk:
+    """Does not answer one call, until it is let go."""
+
+    def __init__(self, act: Callable[..., Any]) -> None:
+        self._act = act
+        self._let_go = threading.Event()
+        self.done = threading.Event()
+
+    def __call__(self, *args: Any) -> Any:
+        self._let_go.wait(30)
+        try:
+            return self._act(*args)
+        finally:
+            self.done.set()
+
+    def let_go(self) -> None:
+        self._let_go.set()
+        self.done.wait(30)
+
+
+@pytest.mark.parametrize("call", ["_try_lock", "_unpacked", "_leave"])
+async def test_a_disk_that_does_not_answer_keeps_nobody_from_saying_who_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A watchman sends what its worker left on a network that is gone, and then says Gone."""
+    dead = spool_of("1", tmp_path)
+    await dead.keep(answer(7))
+    dead.close()
+    stuck = StuckDisk(getattr(spool, call))
+    monkeypatch.setattr(spool, "_PATIENCE", 0.1)
+    monkeypatch.setattr(spool, call, stuck)
+
+    try:
+        async with asyncio.timeout(10):
+            said = await spool_of("2", tmp_path).send_from("h-1", Taker())
+    finally:
+        stuck.let_go()
+
+    assert said is True
+
+
+async def test_a_lock_that_is_had_too_late_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise what is in the folder would wait until this process ends."""
+    dead = spool_of("1", tmp_path)
+    await dead.keep(answer(7))
+    dead.close()
+    stuck = StuckDisk(spool._try_lock)
+    with monkeypatch.context() as silent:
+        silent.setattr(spool, "_PATIENCE", 0.1)
+        silent.setattr(spool, "_try_lock", stuck)
+        await spool_of("2", tmp_path).send_left(Taker())
+        left = files(tmp_path)
+        stuck.let_go()
+
+    async with asyncio.timeout(10):
+        while files(tmp_path):
+            await spool_of("3", tmp_path).send_left(Taker())
+
+    assert left == ["7.1.json"]
 
 
 class Once(Worker):
