@@ -37,15 +37,19 @@ async def post(
     took it) or its DeliveryError (the broker refused it). Raises: ChannelInvalidStateError.
     """
     confirmations = await _hand_over(channel, parcels)
-    all_there = asyncio.gather(*confirmations, return_exceptions=True)
+
+    def give_up(*_: object) -> None:
+        for confirmation in confirmations:
+            if not confirmation.cancel() and not confirmation.cancelled():
+                confirmation.exception()  # seen, should nobody else want to look
+
     closing = channel.closing
+    closing.add_done_callback(give_up)
     try:
-        await asyncio.wait(
-            {all_there, closing}, timeout=patience, return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait(confirmations, timeout=patience)
     finally:
-        all_there.cancel()  # and with it what has not come
         closing.cancel()  # only our watch over it
+        give_up()
         for parcel in parcels:
             channel.message_id_delivery_tag.pop(parcel.properties.message_id or "", None)
     return confirmations
