@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dane_core.errors import BadSpec, DaneError, OutcomeUnknown, Unreachable
+from dane_core.errors import BadSpec, DaneError, OutcomeUnknown, StoreUnreachable, Unreachable
 from dane_core.folders import source_folders
 from dane_core.spec import JobSpec
 from dane_server.graph import compile_graph
@@ -18,6 +18,8 @@ from dane_server.storage.writer import Writer
 
 #: Jobs that arrive together are stored in one transaction, up to this many tasks.
 _TASKS_TOGETHER: Final = 5000
+#: A submitter has an answer after so many seconds, whatever it waited for.
+_LONGEST: Final = 30.0
 #: After a commit that was not acknowledged, seconds in which the store may come back.
 _PATIENCE: Final = 10.0
 _PAUSE: Final = 0.25
@@ -48,17 +50,31 @@ class Submissions:
 
     async def submit(self, spec: JobSpec, *, once: Once | None = None) -> Submitted:
         """Store one job. What arrives while another batch is being stored goes in the next."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _LONGEST
         [new] = await self._prepared([spec], once)
         if isinstance(new, BadSpec):
             raise new
-        outcome: asyncio.Future[_Outcome] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[_Outcome] = loop.create_future()
         self._waiting.append((new, outcome))
         if self._storing is None or self._storing.done():
             self._storing = asyncio.create_task(self._store_waiting())
-        stored = await outcome
+        try:
+            async with asyncio.timeout_at(until):
+                stored = await outcome
+        except TimeoutError:
+            raise self._given_up((new, outcome)) from None
         if isinstance(stored, DaneError):
             raise stored
         return stored
+
+    def _given_up(self, one: _Waiting) -> StoreUnreachable:
+        """What to tell whoever has waited for too long; what has not begun is not stored."""
+        silent = "the database does not answer: no answer in time"
+        if one in self._waiting:
+            self._waiting.remove(one)
+            return StoreUnreachable(silent)
+        return OutcomeUnknown(silent)
 
     async def submit_many(self, specs: Sequence[JobSpec]) -> list[_Outcome]:
         """Store many jobs in one transaction; a bad one fails alone."""

@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
-from dane_core.errors import BadSpec, DaneError, KeyReused, SourceConflict, StoreUnreachable
+from dane_core.errors import (
+    BadSpec,
+    DaneError,
+    KeyReused,
+    OutcomeUnknown,
+    SourceConflict,
+    StoreUnreachable,
+)
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.message import Offer
+from dane_server.runner import submit
 from dane_server.runner.arguments import Arguments
 from dane_server.runner.bell import Bell, LocalBell
 from dane_server.runner.submit import Folders, Submissions
@@ -123,6 +131,28 @@ async def test_a_job_whose_submitter_left_is_stored_with_the_others(ledger: Ledg
     with pytest.raises(asyncio.CancelledError):
         await first
     assert await ledger.reader.of_source("S1")
+
+
+async def test_nobody_waits_longer_than_a_request_may_take(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A silent database, and behind another batch: the times do not add up."""
+    monkeypatch.setattr(submit, "_LONGEST", 0.5)
+    holding = Holding(ledger.store)
+    entrance = submissions(ledger, writer=Writer(holding))
+    first = asyncio.create_task(entrance.submit(spec(source_id="S1"), once=ONCE))
+    await holding.reached.wait()
+    second = asyncio.create_task(entrance.submit(spec(source_id="S2")))
+
+    async with asyncio.timeout(10):
+        told = await asyncio.gather(first, second, return_exceptions=True)
+    holding.go_on.set()
+    monkeypatch.undo()
+    await asyncio.wait_for(entrance.submit(spec(source_id="S3")), 10)
+
+    assert [type(one) for one in told] == [OutcomeUnknown, StoreUnreachable]
+    assert await ledger.reader.of_source("S1")
+    assert await stored(ledger) == 2  # what was not begun is not done behind anyone's back
 
 
 class Failing(Writer):
