@@ -5,7 +5,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, Final, Literal
@@ -27,7 +28,7 @@ from dane_server.runner.bell import LocalBell, RemoteBell
 from dane_server.runner.doctor import Doctor
 from dane_server.runner.pace import Pace
 from dane_server.runner.retention import Housekeeper, keep_of
-from dane_server.runner.runner import Runner
+from dane_server.runner.runner import RECORDER, Runner
 from dane_server.runner.submit import Folders
 from dane_server.settings import ServerSettings
 from dane_server.storage import migrate
@@ -43,8 +44,12 @@ ROLES: Final[frozenset[Role]] = frozenset({"api", "runner"})
 
 #: A broker is given this long to confirm what was sent.
 _PUBLISHING: Final = timedelta(seconds=5)
-#: Open requests get this long to end after a signal.
+#: Open requests get this long to end after a signal, in seconds.
 _GRACE: Final = 10
+#: What is being sent and recorded gets this long after a signal, in seconds. For as much of it as
+#: that takes, and this long at most, requests are taken still: who asks hears "not ready".
+_BATCHES: Final = 10.0
+_NOT_READY: Final = 5.0
 #: Answers that workers gave while stopping get this long to be recorded, in one process.
 _LAST_ANSWERS: Final = 5.0
 
@@ -160,14 +165,12 @@ class _Server:
     ) -> None:
         """Start everything; once told to stop, end it in the order that loses nothing.
 
-        First no more requests, then no more tasks, then the last answers are recorded.
+        First nothing more is claimed, then there are no more requests, then no more tasks, then
+        the last answers are recorded.
         """
         async with asyncio.TaskGroup() as group:
-            loops = [
-                group.create_task(keep_running(name, run))
-                for name, run in (await self._runner.loops()).items()
-            ]
-            loops.append(group.create_task(keep_running("event loop", self._metrics.watch_loop)))
+            moving = await self._start_moving(group)
+            loops = [group.create_task(keep_running("event loop", self._metrics.watch_loop))]
             team = _Team(workers, self._exchange, self._serving(door, slots))
             if workers:
                 loops.append(group.create_task(keep_running("workers", team.work)))
@@ -176,13 +179,38 @@ class _Server:
                 serving = group.create_task(web.serve(sockets=[door]))
                 serving.add_done_callback(lambda _: stop.set())
             await stop.wait()
+            until = time.monotonic() + _BATCHES
+            await _ended(self._stop_moving(moving, recording=bool(workers)), _NOT_READY)
             if door is not None:
                 web.should_exit = True
                 await serving
             await team.drain()
             await self._last_answers()
-            for loop in loops:
+            self._runner.recorded.tell()
+            left = max(until - time.monotonic(), _LAST_ANSWERS if workers else 0.0)
+            await _ended(moving.values(), left)
+            for loop in (*loops, *moving.values()):
                 loop.cancel()
+
+    async def _start_moving(self, group: asyncio.TaskGroup) -> dict[str, asyncio.Task[None]]:
+        runner = self._runner
+        return {
+            name: group.create_task(
+                keep_running(
+                    name, run, stopping=runner.recorded if name == RECORDER else runner.stopping
+                )
+            )
+            for name, run in (await runner.loops()).items()
+        }
+
+    def _stop_moving(
+        self, moving: dict[str, asyncio.Task[None]], *, recording: bool
+    ) -> list[asyncio.Task[None]]:
+        """Tell all to stop, but who is still `recording` for workers here; returns those told."""
+        self._runner.stopping.tell()
+        if not recording:
+            self._runner.recorded.tell()
+        return [loop for name, loop in moving.items() if not recording or name != RECORDER]
 
     def _api(self) -> Any:
         return create_api(
@@ -271,6 +299,12 @@ class _Web(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_started()
+
+
+async def _ended(loops: Collection[asyncio.Task[None]], patience: float) -> None:
+    """Wait until all have ended, for some seconds at most."""
+    if loops:
+        await asyncio.wait(loops, timeout=patience)
 
 
 def _announce(door: socket.socket, on_ready: Callable[[str], None] | None) -> None:

@@ -292,6 +292,7 @@ class ReadyBody(TypedDict):
     database: str
     messagequeue: str
     version: str
+    server: NotRequired[str]  # "stopping", when it is
 
 
 class LimitsBody(TypedDict):

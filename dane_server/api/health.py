@@ -10,7 +10,7 @@ from starlette.responses import Response
 from dane_core.errors import Unreachable
 from dane_core.exchange.base import Exchange
 from dane_server.api.answer import PREFIX, Answer, ReadyBody
-from dane_server.api.deps import TheExchange, TheReader
+from dane_server.api.deps import TheExchange, TheReader, TheRunner
 from dane_server.api.problems import RETRY_AFTER
 from dane_server.storage.reader import Reader
 
@@ -30,15 +30,18 @@ async def get_health() -> Response:
 
 
 @router.get("/ready", responses={200: {"model": ReadyBody}, 503: {"model": ReadyBody}})
-async def get_ready(reader: TheReader, exchange: TheExchange) -> Response:
+async def get_ready(reader: TheReader, exchange: TheExchange, runner: TheRunner) -> Response:
     """Whether the server reaches its store and its message broker: 200, or 503.
 
-    A broker that takes no messages for an alarm of its own is `blocked: ` and its reason.
+    A broker that takes no messages for an alarm of its own is `blocked: ` and its reason. A
+    server that was told to stop is not ready any more: `server` is `stopping` then.
     """
     store = _OK if await _reaches_store(reader) else _BAD
     broker = _word_for(exchange)
     body = ReadyBody(database=store, messagequeue=broker, version=VERSION)
-    if (store, broker) == (_OK, _OK):
+    if runner.stopping.told:
+        body["server"] = "stopping"
+    elif (store, broker) == (_OK, _OK):
         return Answer(body)
     return Answer(body, status_code=503, headers={"Retry-After": RETRY_AFTER})
 

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dane_core.errors import ExchangeUnreachable
@@ -14,14 +16,28 @@ from dane_core.routing import RESPONSE_QUEUE
 from dane_server.runner.bell import LocalBell
 from dane_server.runner.pace import Pace
 from dane_server.runner.ticket import Signer
+from dane_server.storage.chunk import chunks
 from dane_server.storage.reader import Reader
 from dane_server.storage.view import Claim, JobHead
 from dane_server.storage.writer import Writer
+from dane_server.supervise import Stopping
 
 logger = logging.getLogger(__name__)
 
 #: Between two looks whether an alarm of the broker is over, in seconds. No event tells it.
 _ALARM_LOOK: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """When something began, on this process's clocks, in seconds."""
+
+    wall: float = field(default_factory=time.time)
+    monotonic: float = field(default_factory=time.monotonic)
+
+    @property
+    def age(self) -> float:
+        return time.monotonic() - self.monotonic
 
 
 class Dispatcher:
@@ -37,6 +53,7 @@ class Dispatcher:
         signer: Signer,
         pace: Pace,
         reply_to: str = RESPONSE_QUEUE,
+        stopping: Stopping | None = None,
     ) -> None:
         self._writer = writer
         self._reader = reader
@@ -45,24 +62,37 @@ class Dispatcher:
         self._signer = signer
         self._pace = pace
         self._reply_to = reply_to
-        self._handed_over: list[Claim] = []
+        self._stopping = stopping or Stopping()
+        self._handed_over: deque[tuple[Moment, Sequence[Claim]]] = deque()
         self._bound_meanwhile: set[str] = set()
         self._without_worker: set[str] = set()
         self._full: set[str] = set()
 
     async def run(self) -> None:
-        """Send whenever the bell rings, until cancelled."""
+        """Send whenever the bell rings, until told to stop; no claim is left unsent then."""
         while True:
             await self._outlast_alarm()
             while not self._exchange.blocked and await self.send_some():
                 pass
             if not self._exchange.blocked:
-                await self._bell.heard()
+                async with self._stopping.idle():
+                    await self._bell.heard()
 
-    def hand_over(self, claims: Sequence[Claim]) -> None:
-        """Send what was claimed elsewhere, before anything else; the ringer rings the bell."""
-        if not self._exchange.blocked:  # otherwise their leases bring them back
-            self._handed_over += claims
+    @property
+    def window(self) -> int:
+        """How many tasks of a key may be in the exchange; none are to be claimed while stopping."""
+        return 0 if self._stopping.told else self._pace.window
+
+    async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
+        """Send what was claimed elsewhere, before anything else; the ringer rings the bell.
+
+        `claimed` is a moment before the claim. Whoever hands over while everything stops sends
+        it, since `run` may have ended. Raises: ExchangeUnreachable, only then.
+        """
+        if claims and not self._exchange.blocked:  # otherwise their leases bring them back
+            self._handed_over += [(claimed, some) for some in chunks(claims, self._pace.batch)]
+            while self._stopping.told and await self.send_some():
+                pass
 
     def note_bound(self, keys: Collection[str]) -> None:
         """Queues were bound for these keys: what is being found unroutable just now may go."""
@@ -77,12 +107,14 @@ class Dispatcher:
         if not self._exchange.connected:
             self._handed_over.clear()  # their leases bring them back
             raise ExchangeUnreachable("no connection to the exchange")
-        claims = await self._next_claims()
+        claimed, claims = await self._next_claims()
         if not claims:
             return False
         heads = await self._reader.heads(claim.job_id for claim in claims)
         claims = [claim for claim in claims if claim.job_id in heads]
-        messages = await self._messages(claims, heads)
+        messages = await self._messages(claims, heads, claimed.wall)
+        if self._is_too_late(claimed):
+            return True
         self._bound_meanwhile.clear()
         fates = await self._exchange.publish(
             [(message.routing_key, message.seal(self._reply_to)) for message in messages]
@@ -96,25 +128,42 @@ class Dispatcher:
             return
         logger.warning("the broker takes no messages (%s): no tasks are sent until it does", reason)
         self._handed_over.clear()
-        while self._exchange.blocked:  # noqa: ASYNC110  nothing tells when that ends
-            await asyncio.sleep(_ALARM_LOOK)
+        while self._exchange.blocked:
+            async with self._stopping.idle():
+                await asyncio.sleep(_ALARM_LOOK)
         logger.warning("the broker takes messages again: tasks are sent")
 
-    async def _next_claims(self) -> Sequence[Claim]:
+    async def _next_claims(self) -> tuple[Moment, Sequence[Claim]]:
+        """What to send next, and a moment before it was claimed; nothing new while stopping."""
         pace = self._pace
-        if not self._handed_over:
-            return await self._writer.claim_ready(
-                window=pace.window, limit=pace.batch, lease=pace.lease
-            )
-        claims = self._handed_over[: pace.batch]
-        del self._handed_over[: pace.batch]
-        return claims
+        while self._handed_over:
+            claimed, claims = self._handed_over.popleft()
+            while self._handed_over and len(claims) + len(self._handed_over[0][1]) <= pace.batch:
+                claims = [*claims, *self._handed_over.popleft()[1]]
+            if not self._is_too_late(claimed):
+                return claimed, claims
+        now = Moment()
+        if self._stopping.told:
+            return now, []
+        return now, await self._writer.claim_ready(
+            window=pace.window, limit=pace.batch, lease=pace.lease
+        )
+
+    def _is_too_late(self, claimed: Moment) -> bool:
+        """Whether claims may not be confirmed before their lease ends: then they stay unsent.
+
+        Their lease brings them back; sent now as well, they would be sent twice.
+        """
+        late = claimed.age > self._pace.lease.total_seconds() / 2
+        if late:
+            logger.warning("claimed tasks were not sent in time: they are sent after their lease")
+        return late
 
     async def _messages(
-        self, claims: Sequence[Claim], heads: Mapping[JobId, JobHead]
+        self, claims: Sequence[Claim], heads: Mapping[JobId, JobHead], sent_at: float
     ) -> list[TaskMessage]:
+        # Sent at the time of the claim: what was changed after that, a worker asks about.
         responses = await self._reader.responses(claims)
-        sent_at = time.time()
         return [
             self._message(claim, heads[claim.job_id], responses[claim.task_id], sent_at)
             for claim in claims

@@ -30,13 +30,14 @@ from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE
 from dane_core.states import TaskState
 from dane_server.metrics import Metrics
 from dane_server.runner.bell import LocalBell
-from dane_server.runner.dispatch import Dispatcher
+from dane_server.runner.dispatch import Dispatcher, Moment
 from dane_server.runner.pace import Pace
 from dane_server.runner.sift import Said, bounded, by_kind, sift
 from dane_server.runner.ticket import Signer
 from dane_server.storage.chunk import chunks
 from dane_server.storage.view import Rejected, Twice, Zombie
 from dane_server.storage.writer import Writer
+from dane_server.supervise import Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -70,18 +71,20 @@ class Recorder:
         self._queue = queue
         self._warned: set[str] = set()  # keys whose tasks were done twice
 
-    async def run(self) -> None:
-        """Consume the response queue until cancelled.
+    async def run(self, stopping: Stopping | None = None) -> None:
+        """Consume the response queue until told to stop.
 
         A batch is acknowledged after its transaction; whatever ends this in between, the
         broker delivers it again.
         """
+        stopping = stopping or Stopping()
         await self._exchange.declare_queue(DEAD_QUEUE)
         await self._exchange.declare_queue(self._queue)
         await self._exchange.broadcast(Control(act="roll").seal())
         async with self._exchange.consume(self._queue, prefetch=self._pace.batch) as responses:
             while True:
-                batch = await responses.take(self._pace.batch)
+                async with stopping.idle():
+                    batch = await responses.take(self._pace.batch)
                 for some in chunks(await self._readable(batch), self._pace.batch):
                     await self._take(some)
                 await responses.ack_through(batch[-1])
@@ -166,10 +169,11 @@ class Recorder:
     async def _record(self, answers: Sequence[Answer]) -> None:
         if not answers:
             return
+        began = Moment()
         recorded = await self._writer.record(
-            answers, window=self._pace.window, lease=self._pace.lease
+            answers, window=self._dispatcher.window, lease=self._pace.lease
         )
-        self._dispatcher.hand_over(recorded.claims)
+        await self._dispatcher.hand_over(recorded.claims, began)
         if recorded.late:
             logger.info("did not record %s", _summary(recorded.late, recorded.reasons))
             for reason, number in recorded.reasons.items():

@@ -12,6 +12,7 @@ from dane_server.metrics import Metrics
 from dane_server.settings import RetentionSection
 from dane_server.storage.retention import Keep, Retention
 from dane_server.storage.turns import Turns
+from dane_server.supervise import Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ class Housekeeper:
         keep: Keep,
         every: timedelta = timedelta(hours=1),
         breath: timedelta = _BREATH,
+        stopping: Stopping | None = None,
     ) -> None:
+        self._stopping = stopping or Stopping()
         self._retention = retention
         self._turns = turns
         self._metrics = metrics
@@ -64,10 +67,12 @@ class Housekeeper:
         self._breath = breath
 
     async def run(self) -> None:
-        """Pass over the store until cancelled; the first time after a while, not at the start."""
+        """Pass over the store until told to stop; not at the start, but after a while."""
         while True:
             # Jittered, so that servers started together do not come all at once.
-            await asyncio.sleep(self._every.total_seconds() * random.uniform(0.1, 1.0))  # noqa: S311
+            pause = self._every.total_seconds() * random.uniform(0.1, 1.0)  # noqa: S311
+            async with self._stopping.idle():
+                await asyncio.sleep(pause)
             async with self._turns.take("retention") as ours:
                 if ours:
                     await self.pass_over()
@@ -107,7 +112,9 @@ class Housekeeper:
         return counted
 
     async def _breathe(self) -> None:
-        await asyncio.sleep(self._breath.total_seconds() * random.uniform(0.5, 1.5))  # noqa: S311
+        pause = self._breath.total_seconds() * random.uniform(0.5, 1.5)  # noqa: S311
+        async with self._stopping.idle():
+            await asyncio.sleep(pause)
 
 
 def _tell(went: Mapping[str, int]) -> None:

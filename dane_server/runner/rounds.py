@@ -13,6 +13,7 @@ from dane_server.metrics import Metrics
 from dane_server.runner.checks import Finding, Repair, Sighting
 from dane_server.runner.doctor import Doctor
 from dane_server.storage.turns import Turns
+from dane_server.supervise import Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,16 @@ class Round:
 class Rounds:
     """Goes round, counts what it finds, says it once, and repairs what is safe to repair."""
 
-    def __init__(self, *, doctor: Doctor, turns: Turns, metrics: Metrics, every: timedelta) -> None:
+    def __init__(
+        self,
+        *,
+        doctor: Doctor,
+        turns: Turns,
+        metrics: Metrics,
+        every: timedelta,
+        stopping: Stopping | None = None,
+    ) -> None:
+        self._stopping = stopping or Stopping()
         self._doctor = doctor
         self._turns = turns
         self._metrics = metrics
@@ -44,11 +54,13 @@ class Rounds:
         self.last: Round | None = None
 
     async def run(self) -> None:
-        """Go round until cancelled."""
+        """Go round until told to stop."""
         while True:
             # Jittered, so that several servers share the turns; and nothing at the very start,
             # when whatever a crash has left is being put right.
-            await asyncio.sleep(self._every.total_seconds() * random.uniform(0.8, 1.2))  # noqa: S311
+            pause = self._every.total_seconds() * random.uniform(0.8, 1.2)  # noqa: S311
+            async with self._stopping.idle():
+                await asyncio.sleep(pause)
             async with self._turns.take("check") as ours:
                 if ours:
                     await self.go_round()

@@ -1,6 +1,8 @@
 """The runner: every write to the store goes through here."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
 
 from dane_core.errors import DaneError
 from dane_core.exchange.base import Exchange
@@ -22,6 +24,10 @@ from dane_server.runner.sweep import Sweeper
 from dane_server.runner.ticket import SIGNING_KEY, Signer, new_secret
 from dane_server.storage.access import Access
 from dane_server.storage.view import Once, Submitted
+from dane_server.supervise import Stopping
+
+#: The name of the service that is told to stop last.
+RECORDER: Final = "recorder"
 
 
 class Runner(Operator):
@@ -53,6 +59,9 @@ class Runner(Operator):
         self._local = local
         self._response_queue = response_queue
         self._metrics = metrics or Metrics()
+        #: Told to all loops but the recorder, which is told last: what it records starts nothing.
+        self.stopping = Stopping()
+        self.recorded = Stopping()
         #: The doctor's; None where another process makes them.
         self.rounds = None if remote else self._rounds()
         self.gauges = Gauges(
@@ -75,7 +84,7 @@ class Runner(Operator):
         return await self._submissions.submit_many(specs)
 
     async def loops(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
-        """The services that move jobs, by name; each runs until cancelled."""
+        """The services that move jobs, by name; each runs until told to stop, or cancelled."""
         if (rounds := self.rounds) is None:
             return {}
         writer, reader = self._access.writer, self._access.reader
@@ -89,6 +98,7 @@ class Runner(Operator):
             signer=signer,
             pace=self._pace,
             reply_to=self._response_queue,
+            stopping=self.stopping,
         )
         recorder = Recorder(
             writer=writer,
@@ -107,16 +117,18 @@ class Runner(Operator):
             bell=self._local,
             pace=self._pace,
             response_queue=self._response_queue,
+            stopping=self.stopping,
         )
         housekeeper = Housekeeper(
             retention=self._access.retention,
             turns=self._access.turns,
             metrics=self._metrics,
             keep=self._pace.keep,
+            stopping=self.stopping,
         )
         return {
             "dispatcher": dispatcher.run,
-            "recorder": recorder.run,
+            RECORDER: partial(recorder.run, self.recorded),
             "sweeper": sweeper.run,
             "sweeper's watch": sweeper.watch_connection,
             "doctor": rounds.run,
@@ -136,4 +148,5 @@ class Runner(Operator):
             turns=self._access.turns,
             metrics=self._metrics,
             every=self._pace.check,
+            stopping=self.stopping,
         )

@@ -20,6 +20,7 @@ from dane_server.runner.overdue import Clock, Deadlines, Ears, Leases
 from dane_server.runner.pace import Pace
 from dane_server.storage.acts import Acts
 from dane_server.storage.sweeps import Running, Sight, Sweeps
+from dane_server.supervise import Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ class Sweeper:
         bell: LocalBell,
         pace: Pace,
         response_queue: str = RESPONSE_QUEUE,
+        stopping: Stopping | None = None,
     ) -> None:
+        self._stopping = stopping or Stopping()
         self._sweeps = sweeps
         self._acts = acts
         self._exchange = exchange
@@ -74,7 +77,7 @@ class Sweeper:
         self._told = ""
 
     async def run(self) -> None:
-        """Sweep until cancelled."""
+        """Sweep until told to stop."""
         while True:
             next_due = await self.sweep()
             # Jittered, so that several runners do not sweep at once.
@@ -83,9 +86,10 @@ class Sweeper:
 
     async def watch_connection(self) -> None:
         """Sweep at once when the exchange is back: it may be another one, or an empty one."""
-        async for _ in self._exchange.reconnections():
-            self._hurried = True
-            self._bell.expect()
+        async with self._stopping.idle():
+            async for _ in self._exchange.reconnections():
+                self._hurried = True
+                self._bell.expect()
 
     async def sweep(self) -> float | None:
         """Pass over the store once; returns the seconds until the next task falls due."""
@@ -111,7 +115,7 @@ class Sweeper:
         until = time.monotonic() + pause
         while (left := until - time.monotonic()) > 0:
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(left), self._stopping.idle():
                     await self._bell.expected()
             except TimeoutError:
                 return
@@ -121,7 +125,8 @@ class Sweeper:
             next_due = await self._sweeps.next_due()
             if next_due is not None:
                 until = min(until, time.monotonic() + max(next_due, _INSTANT))
-            await asyncio.sleep(min(_BREATH, max(until - time.monotonic(), 0)))
+            async with self._stopping.idle():
+                await asyncio.sleep(min(_BREATH, max(until - time.monotonic(), 0)))
 
     async def _make_ready(self, *, patient: bool) -> None:
         pace = self._pace

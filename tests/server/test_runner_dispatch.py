@@ -1,0 +1,138 @@
+"""What the dispatcher sends, what it leaves to the leases, and how it ends."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+from dane_core.exchange.base import Exchange, Fate
+from dane_core.exchange.memory import MemoryExchange
+from dane_core.message import Envelope
+from dane_core.routing import work_queue
+from dane_core.states import TaskState
+from dane_server.runner.bell import LocalBell
+from dane_server.runner.dispatch import Dispatcher, Moment
+from dane_server.runner.pace import Pace
+from dane_server.runner.ticket import Signer, new_secret
+from dane_server.supervise import Stopping, keep_running
+from tests.server.ledger import Ledger, parallel
+from tests.server.scripted import PATIENT, until
+
+LATE = Moment(monotonic=time.monotonic() - 0.6 * PATIENT.lease.total_seconds())
+
+
+class Slow(MemoryExchange):
+    """Confirms nothing before the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sending = asyncio.Event()
+        self.confirm = asyncio.Event()
+        self.sent = 0
+
+    async def publish(self, messages: Sequence[tuple[str, Envelope]]) -> Sequence[Fate]:
+        self.sent += len(messages)
+        fates = await super().publish(messages)
+        self.sending.set()
+        await self.confirm.wait()
+        return fates
+
+
+def new_dispatcher(
+    ledger: Ledger, exchange: Exchange, stopping: Stopping, pace: Pace = PATIENT
+) -> Dispatcher:
+    bell = LocalBell()
+    return Dispatcher(
+        writer=ledger.writer,
+        reader=ledger.reader,
+        exchange=exchange,
+        bell=bell,
+        signer=Signer(new_secret()),
+        pace=pace,
+        stopping=stopping,
+    )
+
+
+async def with_queue(exchange: Exchange) -> None:
+    await exchange.declare_queue(work_queue("A"), ["#.A"])
+
+
+async def test_one_told_to_stop_ends_its_batch_and_claims_no_other(ledger: Ledger) -> None:
+    """What was sent is marked: nothing waits for a lease, and nothing is sent again."""
+    job = await ledger.submit(parallel("A", "A", "A"))
+    exchange, stopping = Slow(), Stopping()
+    await with_queue(exchange)
+    pace = Pace(lease=PATIENT.lease, batch=2)
+    dispatcher = new_dispatcher(ledger, exchange, stopping, pace)
+
+    running = asyncio.create_task(keep_running("dispatcher", dispatcher.run, stopping=stopping))
+    await exchange.sending.wait()
+    stopping.tell()
+    exchange.confirm.set()
+    await asyncio.wait_for(running, 10)
+
+    states = sorted(task.state for task in await ledger.tasks(job))
+    assert states == sorted([TaskState.QUEUED, TaskState.QUEUED, TaskState.READY])
+    assert exchange.sent == 2
+    assert dispatcher.window == 0
+
+
+async def test_one_that_waits_ends_at_the_word(ledger: Ledger) -> None:
+    stopping = Stopping()
+    dispatcher = new_dispatcher(ledger, MemoryExchange(), stopping)
+    running = asyncio.create_task(keep_running("dispatcher", dispatcher.run, stopping=stopping))
+    job = await ledger.submit("A")
+    await until(lambda: _is(ledger, job, TaskState.UNROUTABLE))
+
+    stopping.tell()
+
+    await asyncio.wait_for(running, 10)
+
+
+async def _is(ledger: Ledger, job: object, state: TaskState) -> bool:
+    return {task.state for task in await ledger.tasks(job)} == {state}  # type: ignore[arg-type]
+
+
+async def test_what_is_handed_over_while_everything_stops_is_sent(ledger: Ledger) -> None:
+    """The recorder had claimed it a moment before; the dispatcher's loop has ended already."""
+    job = await ledger.submit("A")
+    exchange, stopping = MemoryExchange(), Stopping()
+    await with_queue(exchange)
+    dispatcher = new_dispatcher(ledger, exchange, stopping)
+    now = Moment()
+    claims = await ledger.claim()
+
+    stopping.tell()
+    await dispatcher.hand_over(claims, now)
+
+    assert await ledger.states(job) == {"A": TaskState.QUEUED}
+
+
+async def test_claims_whose_lease_is_half_over_are_left_to_it(ledger: Ledger) -> None:
+    """Sent now, they might be confirmed after it, and be sent twice."""
+    job = await ledger.submit("A")
+    exchange = MemoryExchange()
+    await with_queue(exchange)
+    dispatcher = new_dispatcher(ledger, exchange, Stopping())
+    claims = await ledger.claim()
+
+    await dispatcher.hand_over(claims, LATE)
+
+    assert not await dispatcher.send_some()
+    assert await ledger.states(job) == {"A": TaskState.DISPATCHING}
+
+
+async def test_claims_of_a_slow_database_are_left_to_their_lease(ledger: Ledger) -> None:
+    """From the claim on: reading what goes with it may take long."""
+    job = await ledger.submit("A")
+    exchange = MemoryExchange()
+    await with_queue(exchange)
+    short = Pace(lease=timedelta(seconds=0))
+    dispatcher = new_dispatcher(ledger, exchange, Stopping(), short)
+
+    await dispatcher.send_some()
+
+    assert await ledger.states(job) == {"A": TaskState.DISPATCHING}
+    depth = await exchange.depth(work_queue("A"))
+    assert depth is not None
+    assert depth.waiting == 0
