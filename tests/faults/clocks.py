@@ -37,9 +37,18 @@ def _put(path: Path, seconds: int) -> None:
     part.rename(path)  # read by others at any moment
 
 
+def database_is_ahead(folder: Path) -> int:
+    """By how many seconds servers see a database that is fast; or slow."""
+    return _read(folder / _DATABASE)
+
+
 def _seconds(name: str) -> int:
+    return _read(Path(os.environ[FOLDER_VARIABLE]) / name)
+
+
+def _read(path: Path) -> int:
     try:
-        return int((Path(os.environ[FOLDER_VARIABLE]) / name).read_text())
+        return int(path.read_text())
     except FileNotFoundError:
         return 0
 

@@ -1,6 +1,7 @@
 """Gathers what the oracle judges: rows by plain SQL, queues, processes, logs."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,12 +24,16 @@ from tests.faults.oracle import (
 _ESTABLISHED: Final = "01"  # in /proc/net/tcp
 
 
-async def rows(engine: AsyncEngine) -> dict[str, Any]:
-    """What the tables hold, as the fields of `Evidence`, in one state of the store."""
+async def rows(engine: AsyncEngine, *, ahead: float = 0) -> dict[str, Any]:
+    """What the tables hold, as the fields of `Evidence`, in one state of the store.
+
+    Its clock is so many seconds ahead of ours.
+    """
+    now = datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=ahead)
     async with engine.connect() as connection:
         return {
             "jobs": [_job(row) for row in await connection.execute(sa.select(jobs))],
-            "tasks": [_task(row) for row in await connection.execute(sa.select(tasks))],
+            "tasks": [_task(row, now) for row in await connection.execute(sa.select(tasks))],
             "edges": [
                 EdgeRow(src=row.src, dst=row.dst, reopened=row.reopened)
                 for row in await connection.execute(sa.select(edges))
@@ -55,11 +60,16 @@ def _job(row: sa.Row[Any]) -> JobRow:
     )
 
 
-def _task(row: sa.Row[Any]) -> TaskRow:
+def _task(row: sa.Row[Any], now: datetime) -> TaskRow:
     same = ("id", "job_id", "state", "outcome", "attempt", "pending", "released", "allow_failure")
+    retry = orjson.loads(row.retry) if row.retry else {}
     return TaskRow(
         key=row.task_key,
-        due=row.due_at is not None,
+        due_in=(row.due_at - now).total_seconds() if row.due_at else None,
+        leased=row.leased,
+        timeout=row.timeout,
+        max_delay=retry.get("max_delay", 600.0),
+        message=row.message or "",
         **{name: getattr(row, name) for name in same},
     )
 

@@ -60,6 +60,16 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Misbehaved:
+    """`work` is about to end as a task should not: one of `mischief`."""
+
+    task_id: int
+    attempt: int
+    does: str
+    at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
     """A task was settled when somebody looked."""
 
@@ -72,7 +82,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acted:
-    """A person's act was accepted; what it concerned may change again, or be gone."""
+    """A person's act was accepted, or may have been; what it concerned may change, or be gone."""
 
     act: str
     job_id: int
@@ -80,9 +90,9 @@ class Acted:
     at: float = field(default_factory=time.monotonic)
 
 
-Event: TypeAlias = Sent | Began | Ended | Seen | Acted
+Event: TypeAlias = Sent | Began | Ended | Misbehaved | Seen | Acted
 _KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__: kind for kind in (Sent, Began, Ended, Seen, Acted)
+    kind.__name__: kind for kind in (Sent, Began, Ended, Misbehaved, Seen, Acted)
 }
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 from pydantic import BaseModel
 
 from dane_core import Failed, TaskContext, Worker
-from tests.faults.history import FOLDER_VARIABLE, Began, Ended, History
+from tests.faults.history import FOLDER_VARIABLE, Began, Ended, History, Misbehaved
 from tests.faults.mischief import MISCHIEF
 
 #: The worker's process id, for what its child processes write down.
@@ -74,8 +74,10 @@ class Shift:
             raise self._failed(500, "as it was told")
         if self._task.attempt < self._args.good:
             raise self._failed(503, "for now, as it was told")
-        if self._args.does:
-            MISCHIEF[self._args.does]()
+        if does := self._args.does:
+            this = {name: self._facts[name] for name in ("task_id", "attempt")}
+            self._history.note(Misbehaved(**this, does=does))
+            MISCHIEF[does]()
         self._history.note(Ended(**self._facts))
         return {"value": self._facts["value"], "pad": "x" * self._args.size}
 

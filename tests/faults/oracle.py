@@ -4,14 +4,15 @@ Everything here is pure. `evidence` gathers what is judged, past the product's o
 function returns what is wrong, in sentences, and nothing when all is well.
 """
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from tests.faults.history import Acted, Began, Ended, Event, Seen, Sent
+from tests.faults.history import Acted, Began, Ended, Event, Misbehaved, Seen, Sent
 
-E = TypeVar("E", Sent, Began, Ended, Seen, Acted)
+E = TypeVar("E", Sent, Began, Ended, Misbehaved, Seen, Acted)
 
 SETTLED: Final = frozenset({"succeeded", "failed", "cancelled", "skipped"})
 #: Somebody will move these on; what is at rest has none of them.
@@ -19,6 +20,25 @@ _MOVING: Final = frozenset({"ready", "dispatching", "queued", "running"})
 #: These may last, if they say until when: no worker is there, or it is tried again later.
 _PATIENT: Final = frozenset({"unroutable", "backoff"})
 _ACTIVE: Final = _MOVING | _PATIENT
+#: Within how many seconds somebody looks again at what is in these states: the longest lease that a
+#: row or a default has, the time an unroutable task waits, the horizon. BACKOFF has its own.
+_BOUNDS: Final[Mapping[str, float]] = {
+    "ready": 60,  # handed back by a worker
+    "dispatching": 15,
+    "queued": 3600,
+    "running": 60,
+    "unroutable": 30,
+}
+#: Between the clock of the database and ours, in seconds.
+_ASKEW: Final = 2.0
+#: Of its timeout, what an attempt has run at least: it began a while before its body was entered.
+_OF_TIMEOUT: Final = 0.5
+#: How the server speaks of a task that it fails for the workers that began it.
+_ACCUSED: Final = "that began it: "
+_TRACEBACK: Final = "Traceback (most recent call last)"
+#: What is in tracebacks that are nobody's fault: the broker's client tells so that a connection
+#: is lost, and a worker so that a task of the tests has raised.
+_HARMLESS: Final = ("aiormq.exceptions.AMQPConnectionError: ", "tests/faults/mischief.py")
 #: Files and threads that a process may hold more than at its start: pools fill as they are used.
 _SLACK: Final = 40
 
@@ -55,7 +75,11 @@ class TaskRow:
     pending: int = 0
     released: bool = True
     allow_failure: bool = False
-    due: bool = False  # it says when somebody looks at it again
+    due_in: float | None = None  # seconds until somebody looks at it again, as it says
+    leased: bool = False
+    timeout: float | None = None
+    max_delay: float = 600.0  # of a task that failed for now
+    message: str = ""
 
     @property
     def name(self) -> str:
@@ -120,6 +144,12 @@ class Evidence:
     footprints: Mapping[str, tuple[Footprint, Footprint]] = field(default_factory=dict)
     logs: Mapping[str, str] = field(default_factory=dict)  # by the name of the process
     secrets: Mapping[str, str] = field(default_factory=dict)  # by what they are
+    #: Process ids of workers that were killed, frozen, or cut off.
+    harmed: Collection[int] = ()
+    #: Tasks that the row has made fail in a way that no worker has written down.
+    to_fail: Collection[int] = ()
+    #: What the row expects in tracebacks.
+    expected: Collection[str] = ()
 
     def of(self, kind: type[E]) -> list[E]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -180,8 +210,38 @@ def one_true_result(evidence: Evidence) -> Iterator[str]:
                 f"{task.name}: {answered[task.id]} answers and {good[task.id]} attempts that "
                 "succeeded"
             )
-        if task.state == "succeeded" and (answered[task.id], good[task.id]) < (1, 1):
+        if task.state == "succeeded" and (answered[task.id] < 1 or good[task.id] < 1):
             yield f"{task.name} has succeeded without an answer, or without an attempt that did"
+        if task.state in ("failed", "cancelled") and not _had_to(task, evidence):
+            yield f"{task.name} has {task.state} with {task.outcome} for no reason: {task.message}"
+
+
+def _had_to(task: TaskRow, evidence: Evidence) -> bool:
+    """Whether something in the history explains that a task has failed, or was cancelled."""
+    if task.id in evidence.to_fail:
+        return True
+    if task.state == "cancelled" or task.outcome == 499:
+        return any(act.act == "cancel" and act.job_id == task.job_id for act in evidence.of(Acted))
+    if task.outcome == 504:
+        return _ran_too_long(task, evidence)
+    if task.outcome == 500 and _ACCUSED in task.message:
+        accused = task.message.partition(_ACCUSED)[2].split(", ")
+        return all(any(f"-{pid}-" in name for pid in evidence.harmed) for name in accused)
+    this = (task.id, task.attempt)
+    if any((bad.task_id, bad.attempt) == this for bad in evidence.of(Misbehaved)):
+        return task.outcome == 500
+    ends = [end for end in evidence.of(Ended) if (end.task_id, end.attempt) == this]
+    return any(end.outcome == task.outcome for end in ends)
+
+
+def _ran_too_long(task: TaskRow, evidence: Evidence) -> bool:
+    """Whether an attempt has run for its timeout before it was seen to have failed."""
+    this = (task.id, task.attempt)
+    begun = [one.at for one in evidence.of(Began) if (one.task_id, one.attempt) == this]
+    seen = [one.at for one in evidence.of(Seen) if (one.task_id, one.attempt) == this]
+    if task.timeout is None or not begun or not seen:
+        return False
+    return min(seen) - min(begun) >= _OF_TIMEOUT * task.timeout
 
 
 def nothing_in_limbo(evidence: Evidence) -> Iterator[str]:
@@ -194,14 +254,26 @@ def nothing_in_limbo(evidence: Evidence) -> Iterator[str]:
     for task in evidence.tasks:
         if task.state in _MOVING and task.job_id not in paused:
             yield f"{task.name} is still {task.state}"
-        elif task.state in _PATIENT and not task.due:
-            yield f"{task.name} is {task.state}, and nobody will look at it again"
+        elif task.state in _ACTIVE and (late := _looked_at_late(task)):
+            yield f"{task.name} is {task.state}, and {late}"
         elif task.state == "blocked" and task.job_id not in waits | paused | failed:
             yield f"{task.name} is blocked, though nothing before it waits or has failed"
     active = {task.job_id for task in _tasks(evidence) if task.state in _ACTIVE}
     for job in evidence.jobs:
         if job.finished == (job.id in active):
             yield f"job {job.id}: finished is {job.finished}, tasks moving: {job.id in active}"
+
+
+def _looked_at_late(task: TaskRow) -> str:
+    """What is wrong with the time at which somebody looks at a task again; empty if nothing."""
+    if task.state == "running" and not task.leased:  # it lives on its message
+        return ""
+    if task.due_in is None:
+        return "nobody will look at it again"
+    bound = task.max_delay if task.state == "backoff" else _BOUNDS[task.state]
+    if task.due_in > bound + _ASKEW:
+        return f"nobody will look at it again for {task.due_in:.0f} s, where {bound:g} are enough"
+    return ""
 
 
 def counters_are_true(evidence: Evidence) -> Iterator[str]:
@@ -295,12 +367,39 @@ def bad_input_is_told(evidence: Evidence) -> Iterator[str]:
             yield f"{sent.source_id} is wrong, and was stored"
 
 
-def secrets_are_kept(evidence: Evidence) -> Iterator[str]:
+def logs_are_quiet(evidence: Evidence) -> Iterator[str]:
     """I9: no log has a secret in it, and none tells of what nobody expected."""
+    harmless = [*_HARMLESS, *evidence.expected]
     for process, text in evidence.logs.items():
         for what, secret in evidence.secrets.items():
             if secret and secret in text:
                 yield f"the log of {process} has {what} in it"
+        for traceback in _tracebacks(text):
+            if not any(words in traceback for words in harmless):
+                yield f"the log of {process} has what nobody expected: {traceback}"
+
+
+def _tracebacks(log: str) -> Iterator[str]:
+    """Each traceback with the line that it came with: of JSON, or as Python prints it."""
+    lines = log.splitlines()
+    for number, line in enumerate(lines):
+        if _TRACEBACK not in line:
+            continue
+        if line.startswith("{"):
+            yield _record(line)
+            continue
+        end = number + 1
+        while end < len(lines) and lines[end].startswith((" ", "\t")):
+            end += 1
+        yield "\n".join(lines[max(number - 1, 0) : end + 1])
+
+
+def _record(line: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError:  # cut off in its midst
+        return line
+    return f"{record.get('message')}\n{record.get('traceback', '')}"
 
 
 #: The invariants, by their number in the matrix.
@@ -313,7 +412,7 @@ INVARIANTS: Final[Mapping[str, Callable[[Evidence], Iterable[str]]]] = {
     "I6": settled_stays,
     "I7": nothing_is_left,
     "I8": bad_input_is_told,
-    "I9": secrets_are_kept,
+    "I9": logs_are_quiet,
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.faults.seams import CRASHED
+from tests.services.proxy import Proxy
 
 ROOT: Final = Path(__file__).parents[2]
 #: Seconds after which something that should happen has not, on a machine with much else to do.
@@ -37,6 +38,8 @@ class Process:
         self.name = name
         self.url = ""
         self.may_end = False  # somebody of ours ends it, or armed it to crash
+        self.was_frozen = False
+        self.wire: Proxy | None = None  # to the broker, if it has one of its own
         self.broker_port: int | None = None
         self.store_port: int | None = None
         self._out = folder / f"{name}.out"
@@ -67,6 +70,12 @@ class Process:
     def offspring(self) -> set[int]:
         """The processes that it has started, and theirs."""
         return set(_descendants(self.pid))
+
+    @property
+    def harmed(self) -> bool:
+        """Whether it was ended by force, stopped in its tracks, or cut off."""
+        cut_off = self.wire is not None and self.wire.disturbed
+        return self.was_frozen or cut_off or self.code not in (None, 0)
 
     def memory(self, what: str = "VmHWM") -> int:
         """What it has of memory, in bytes: `VmHWM` at its peak, `VmRSS` now."""
@@ -114,6 +123,7 @@ class Process:
 
     def freeze(self) -> None:
         """Stop it in its tracks (SIGSTOP): it is there, and does nothing at all."""
+        self.was_frozen = True
         self._popen.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:

@@ -30,7 +30,7 @@ from dane_core.worker.worker import Worker
 from dane_server.storage import migrate
 from dane_server.storage.engine import open_store
 from dane_server.storage.tables import jobs, rejected, tasks
-from tests.faults import evidence
+from tests.faults import clocks, evidence
 from tests.faults.history import FOLDER_VARIABLE, Acted, History, Sent
 from tests.faults.labor import CREW, EVERYONE
 from tests.faults.oracle import SETTLED, Evidence, Footprint, violations
@@ -90,6 +90,8 @@ class Rig:
         self._secrets: dict[str, str] = {}
         #: The test has failed: what is left of it is told, not judged.
         self.given_up = False
+        self._expected: set[str] = set()
+        self._to_fail: set[int] = set()
 
     @property
     def ground(self) -> Ground:
@@ -152,6 +154,7 @@ class Rig:
         chosen = self._sections(broker, None, sections)
         del chosen["STORE"]  # workers know of no store
         worker = self._start("worker", "tests.faults.worker", args, crash, chosen)
+        worker.wire = broker
         await self._ready(worker)
         if broker is None:
             await self._consumed(worker, kinds or CREW)
@@ -437,6 +440,14 @@ class Rig:
                 await watch.look()
             await asyncio.sleep(self.looks_every)
 
+    def expects(self, *words: str) -> None:
+        """No traceback with one of these in it, or in its message, is a surprise."""
+        self._expected.update(words)
+
+    def expects_failure(self, *ids: int) -> None:
+        """These tasks fail, though no worker has written down why."""
+        self._to_fail.update(ids)
+
     async def judge(self) -> None:
         """Have the oracle look at everything, once all is at rest; ends all processes."""
         surprises = [
@@ -459,7 +470,10 @@ class Rig:
             footprints=footprints,
             logs={process.name: process.log for process in self.processes},
             secrets=await self._known_secrets(),
-            **await evidence.rows(self.engine),
+            harmed={process.pid for process in self.processes if process.harmed},
+            to_fail=self._to_fail,
+            expected=self._expected,
+            **await evidence.rows(self.engine, ahead=clocks.database_is_ahead(self.folder)),
         )
         wrong = [*surprises, *violations(found)]
         assert not wrong, "\n".join(wrong)

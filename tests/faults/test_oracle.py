@@ -3,12 +3,13 @@
 Pure: made-up histories and rows. A checker that never objects would make every row green.
 """
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.faults.history import Acted, Began, Ended, Event, History, Seen, Sent
+from tests.faults.history import Acted, Began, Ended, Event, History, Misbehaved, Seen, Sent
 from tests.faults.oracle import (
     INVARIANTS,
     AnswerRow,
@@ -96,6 +97,88 @@ def and_then(*events: Any, evidence: Evidence = SOUND) -> Evidence:
     return replace(evidence, events=[*evidence.events, *events])
 
 
+def failing(*events: Event, **change: Any) -> Evidence:
+    """Task 13 has failed."""
+    kept = [one for one in SOUND.events if getattr(one, "task_id", None) != 13]
+    failed = {"state": "failed", "outcome": 500, "attempt": 2, **change}
+    return with_task(13, replace(SOUND, events=[*kept, *events]), **failed)
+
+
+def waiting(**change: Any) -> Evidence:
+    """Task 13 waits, in a job that is held up by a person."""
+    job = JobRow(id=7, source_id="film", finished=False, paused=True)
+    return replace(with_task(13, **{"outcome": None, **change}), jobs=[job])
+
+
+#: Why a task may fail, and that it did.
+FAILED_WITH_REASON = {
+    "its worker said so": failing(began(13, 3.0), ended(13, 4.0, attempt=2, outcome=500)),
+    "for now, and too often": failing(ended(13, 4.0, attempt=2, outcome=503), outcome=503),
+    "it has raised": failing(Misbehaved(task_id=13, attempt=2, does="raise")),
+    "it has ended its workers": replace(
+        failing(message="it has ended 2 workers that began it: here-51-a, here-52-b"),
+        harmed=[51, 52],
+    ),
+    "it ran too long": failing(
+        began(13, 3.0, attempt=2), seen(13, attempt=2, at=5.1), outcome=504, timeout=2.0
+    ),
+    "it was cancelled": failing(
+        Acted(act="cancel", job_id=7), state="cancelled", outcome=499, attempt=1
+    ),
+    "the row says so": replace(failing(), to_fail={13}),
+}
+FAILED_WITHOUT = {
+    "failed for no reason": failing(began(13, 3.0, attempt=2), ended(13, 4.0, attempt=2)),
+    "what failed was another attempt": failing(ended(13, 4.0, attempt=1, outcome=500)),
+    "it failed otherwise": failing(ended(13, 4.0, attempt=2, outcome=503)),
+    "a worker accused that nobody harmed": replace(
+        failing(message="it has ended 2 workers that began it: here-51-a, here-52-b"), harmed=[51]
+    ),
+    "timed out too early": failing(
+        began(13, 3.0, attempt=2), seen(13, attempt=2, at=3.5), outcome=504, timeout=2.0
+    ),
+    "timed out without a timeout": failing(
+        began(13, 3.0, attempt=2), seen(13, attempt=2, at=9.0), outcome=504
+    ),
+    "timed out, and was never begun": failing(
+        seen(13, attempt=2, at=9.0), outcome=504, timeout=2.0
+    ),
+    "cancelled by nobody": failing(
+        ended(13, 4.0, attempt=2, outcome=499), state="cancelled", outcome=499
+    ),
+    "told to stop by nobody": failing(ended(13, 4.0, attempt=2, outcome=499), outcome=499),
+    "cancelled with another job": failing(
+        Acted(act="cancel", job_id=8), state="cancelled", outcome=499
+    ),
+    "cancelled by another act": failing(
+        Acted(act="pause", job_id=7), state="cancelled", outcome=499
+    ),
+}
+WAITS_TOO_LONG = {
+    "leased for an hour": waiting(state="running", leased=True, due_in=3600.0),
+    "leased without an end": waiting(state="running", leased=True),
+    "claimed for a minute": waiting(state="dispatching", due_in=60.0),
+    "in a queue for a day": waiting(state="queued", due_in=86400.0),
+    "unroutable for an hour": waiting(state="unroutable", due_in=3600.0),
+    "tried again after too long": waiting(state="backoff", due_in=30.0, max_delay=10.0),
+    "ready in an hour": waiting(state="ready", due_in=3600.0),
+}
+WAITS_WELL = [
+    waiting(state="running", leased=True, due_in=59.0),
+    waiting(state="running"),  # on its message
+    waiting(state="dispatching", due_in=3.0),
+    waiting(state="queued", due_in=3500.0),
+    waiting(state="unroutable", due_in=-1.0),
+    waiting(state="backoff", due_in=600.0),
+]
+RAISED = 'Traceback (most recent call last):\n  File "record.py", line 1\nKeyError: 7'
+
+
+def logged(message: str, traceback: str = RAISED) -> Evidence:
+    record = json.dumps({"level": "ERROR", "message": message, "traceback": traceback})
+    return replace(SOUND, logs={"worker-2": f'{{"worker": "w"}}\n{record}\n'})
+
+
 def without(*events: Any) -> Evidence:
     return replace(SOUND, events=[event for event in SOUND.events if event not in events])
 
@@ -120,15 +203,18 @@ BROKEN = {
             SOUND, attempts=[*SOUND.attempts, AttemptRow(task_id=11, number=2)]
         ),
         "a success without an answer": replace(SOUND, answers=SOUND.answers[1:]),
+        "a success without an attempt": replace(SOUND, attempts=SOUND.attempts[1:]),
         "an answer without a task": replace(
             SOUND, answers=[*SOUND.answers, AnswerRow(task_id=99, attempt=1, value="v")]
         ),
+        **FAILED_WITHOUT,
     },
     "I3": {
         "queued for ever": with_task(13, state="queued"),
         "nobody looks at it again": with_task(13, state="unroutable"),
         "blocked by nothing": with_task(13, state="blocked"),
         "a job that is done and does not say so": with_job(finished=False),
+        **WAITS_TOO_LONG,
     },
     "I4": {
         "a join that counts wrong": with_task(12, pending=1),
@@ -168,6 +254,9 @@ BROKEN = {
     },
     "I9": {
         "a password in a log": replace(SOUND, logs={"server-1": "mysql://dane:hush@127.0.0.1"}),
+        "a traceback in a record": logged("the recorder has failed"),
+        "a traceback as Python prints it": replace(SOUND, logs={"server-1": f"so\n{RAISED}\nok"}),
+        "another traceback than was expected": replace(logged("other"), expected={"full"}),
     },
 }
 
@@ -191,17 +280,34 @@ def test_every_invariant_is_broken_here_at_least_once() -> None:
 
 
 def test_what_waits_for_a_worker_or_a_person_is_no_limbo() -> None:
-    waiting = with_task(13, state="unroutable", due=True, outcome=None)
+    unroutable = with_task(13, state="unroutable", due_in=20.0, outcome=None)
     unfinished = replace(
-        waiting, jobs=[JobRow(id=7, source_id="film", finished=False, status="running")]
+        unroutable, jobs=[JobRow(id=7, source_id="film", finished=False, status="running")]
     )
 
     assert [*INVARIANTS["I3"](unfinished)] == []
-    paused = replace(
-        with_task(13, state="ready", outcome=None),
-        jobs=[JobRow(id=7, source_id="film", finished=False, paused=True)],
-    )
-    assert [*INVARIANTS["I3"](paused)] == []
+    assert [*INVARIANTS["I3"](waiting(state="ready", due_in=0.0))] == []
+
+
+@pytest.mark.parametrize("evidence", WAITS_WELL)
+def test_what_waits_within_its_bound_is_no_limbo(evidence: Evidence) -> None:
+    assert [*INVARIANTS["I3"](evidence)] == []
+
+
+@pytest.mark.parametrize("case", FAILED_WITH_REASON)
+def test_a_failure_with_a_reason_is_no_violation(case: str) -> None:
+    evidence = replace(FAILED_WITH_REASON[case], answers=SOUND.answers[:1])
+
+    assert [*INVARIANTS["I2"](evidence)] == []
+
+
+def test_a_traceback_that_was_expected_is_no_violation() -> None:
+    """By the row, or by everybody: a connection that is lost, or a task that has raised."""
+    lost = f"{RAISED}\naiormq.exceptions.AMQPConnectionError: Server connection reset"
+
+    assert [*INVARIANTS["I9"](replace(logged("no files left"), expected={"no files"}))] == []
+    assert [*INVARIANTS["I9"](replace(logged("oh"), expected={"KeyError: 7"}))] == []
+    assert [*INVARIANTS["I9"](logged("reader exited abnormally", lost))] == []
 
 
 def test_what_a_person_changes_is_no_violation() -> None:

@@ -52,6 +52,7 @@ async def test_a_result_that_is_too_large_fails_and_says_what_to_do(
     await rig.recovered(SOON, job_id)
 
     fits, over, huge = await rig.tasks_of(job_id)
+    rig.expects_failure(over, huge)
     assert await rig.is_(fits, "succeeded")
     for task, size in ((over, sizes[1]), (huge, sizes[2])):
         assert (await rig.row(task)).outcome == 500
@@ -77,6 +78,7 @@ async def test_a_result_of_200_mib_ends_nobody(rig: Rig, kind: type[Worker]) -> 
     await rig.recovered(SOON, job_id)
 
     [task] = await rig.tasks_of(job_id)
+    rig.expects_failure(task)
     assert (await rig.row(task)).outcome == 500
     assert "write it to a file" in await rig.last_words(task)
     await rig.recovered(SOON, await rig.post(job("next", toil(kind.key))))
@@ -107,21 +109,17 @@ class ByHand:
 
     def good(self, ticket: Ticket, **more: Any) -> Answer:
         """A success, whose value is in the history as if it had been worked for."""
-        value = f"by hand, {ticket.task_id}/{ticket.attempt}"
-        self.rig.history.note(
-            Ended(
-                task_id=ticket.task_id,
-                attempt=ticket.attempt,
-                job_id=0,
-                key="OTHER",
-                pid=0,
-                value=value,
-            )
-        )
-        return _answer(ticket, 200, {"value": value, **more})
+        return _answer(ticket, 200, {"value": self._note(ticket, 200), **more})
 
     def bad(self, ticket: Ticket, state: int = 500) -> Answer:
+        self._note(ticket, state)
         return _answer(ticket, state, {})
+
+    def _note(self, ticket: Ticket, outcome: int) -> str:
+        value = f"by hand, {ticket.task_id}/{ticket.attempt}"
+        this = {"task_id": ticket.task_id, "attempt": ticket.attempt, "job_id": 0, "pid": 0}
+        self.rig.history.note(Ended(**this, key="OTHER", value=value, outcome=outcome))
+        return value
 
 
 def _answer(ticket: Ticket, state: int, response: dict[str, Any]) -> Answer:
@@ -206,6 +204,7 @@ async def test_a_large_result_of_a_foreign_worker_fails_and_stops_nobody(rig: Ri
         hand = ByHand(rig=rig, exchange=exchange)
         job_id = await rig.post(job("foreign", {"taskParallel": [toil("OTHER")] * 2}))
         large, small = [one.ticket for one in await hand.takes(2)]
+        rig.expects_failure(large.task_id)
         await hand.says(hand.good(large, pad="x" * 20 * MIB), hand.good(small))
         rig.healed()
         await rig.recovered(SOON, job_id)

@@ -41,10 +41,12 @@ class Proxy:
         self.drops_after: bytes | None = None  # see `drop_after_commit`
         self.dropped = asyncio.Event()
         self.turned_away = 0  # connections, by `refuse`
+        self.disturbed = False  # something of this was ever done to it
         self.mend()
 
     def cut(self) -> None:
         """Reset every connection; new ones are let through."""
+        self.disturbed = True
         for wire in [*self._wires]:
             wire.reset()
 
@@ -55,11 +57,13 @@ class Proxy:
 
     def silence(self, *ways: Way) -> None:
         """Pass nothing on, both ways or one, and say nothing about it, until `mend`."""
+        self.disturbed = True
         for way in ways or BOTH:
             self._flowing[way].clear()
 
     def half_close(self, way: Way) -> None:
         """Tell an end that the other will say no more; what it says itself still arrives."""
+        self.disturbed = True
         for wire in [*self._wires]:
             wire.end_of(way)
 
