@@ -5,6 +5,7 @@
 """
 
 import json
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Generator
@@ -13,14 +14,20 @@ from typing import Any, Final
 
 import pytest
 
-#: Seconds that the quick rows may take together on two cores; a row more needs one less.
+#: Processor seconds that the quick rows may take together, their processes included. They take
+#: about half of it; and processor time, unlike time, hardly depends on what else the machine does.
+#: A row more needs one less.
 QUICK_BUDGET: Final = 90.0
 
+#: Of a test: the processor seconds that had been used when it began.
+BEGAN_AT: Final = pytest.StashKey[float]()
 #: Of a test: whether it has failed before its fixtures were torn down.
 FAILED: Final = pytest.StashKey[bool]()
 
 row: Final = pytest.mark.row
 quick: Final = pytest.mark.quick
+#: Of a test that shows no row, and takes as long as one.
+long: Final = pytest.mark.long
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "row(number): shows a row of RELIABILITY's fault matrix")
     config.addinivalue_line("markers", "quick: a row that `make test` runs too")
+    config.addinivalue_line("markers", "long: shows no row, and takes as long as one")
     config.pluginmanager.register(_Rows(config), "dane-fault-rows")
 
 
@@ -48,6 +56,7 @@ class _Rows:
         self._config = config
         self._left: set[str] = set()
         self._quick_seconds = 0.0
+        self._quick_effort = 0.0
         self._took: defaultdict[str, float] = defaultdict(float)
         self._failed: set[str] = set()
         self._shown: list[dict[str, Any]] = []
@@ -60,7 +69,7 @@ class _Rows:
             self._keep(items, {int(number) for number in only.split(",")})
         if wants_every_row(self._config):
             return
-        left = [item for item in items if is_row(item) and not item.get_closest_marker("quick")]
+        left = [item for item in items if takes_long(item)]
         if left:
             self._left |= {item.nodeid for item in left}
             items[:] = [item for item in items if item not in left]
@@ -76,12 +85,24 @@ class _Rows:
         self._config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        item.stash[BEGAN_AT] = _effort()
+
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         output = getattr(session.config, "workeroutput", None)
         if output is not None:  # of xdist: this is what its controller gets to see
             output["rows_left"] = sorted(self._left)
-        elif path := self._config.getoption("--rows-to"):
+            return
+        if path := self._config.getoption("--rows-to"):
             Path(path).write_text(json.dumps(self._shown, indent=1))
+        if self._over_budget and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @property
+    def _over_budget(self) -> bool:
+        """Whether the quick rows of a run that leaves the others out took too much."""
+        return not wants_every_row(self._config) and self._quick_effort > QUICK_BUDGET
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -89,8 +110,10 @@ class _Rows:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
-        self, item: pytest.Item
+        self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        if call.when == "teardown" and BEGAN_AT in item.stash:  # its processes have ended
+            item.user_properties.append(("effort", _effort() - item.stash[BEGAN_AT]))
         report = yield
         if report.failed:
             item.stash[FAILED] = True
@@ -107,6 +130,7 @@ class _Rows:
         took = self._took.pop(report.nodeid)
         if shown.get("quick"):
             self._quick_seconds += took
+            self._quick_effort += float(str(shown.pop("effort", 0)))
         self._shown.append(
             {
                 **shown,
@@ -121,13 +145,25 @@ class _Rows:
         if self._left:
             terminalreporter.write_line(
                 f"{len(self._left)} tests of the fault matrix take long and were left to "
-                f"`make faults`; its quick ones took {self._quick_seconds:.0f} s in all "
-                f"(budget {QUICK_BUDGET:.0f} s)"
+                f"`make faults`; its quick ones took {self._quick_seconds:.0f} s, and "
+                f"{self._quick_effort:.0f} s of processors (budget {QUICK_BUDGET:.0f} s)"
+            )
+        if self._over_budget:
+            terminalreporter.write_line(
+                "FAILED: the quick rows of the fault matrix are not quick: take one out", red=True
             )
 
 
-def is_row(item: pytest.Item) -> bool:
-    return row_of(item) is not None
+def _effort() -> float:
+    """Processor seconds of this process, and of those it has started that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def takes_long(item: pytest.Item) -> bool:
+    """Whether `make test` leaves it to `make faults`."""
+    is_row = row_of(item) is not None and not item.get_closest_marker("quick")
+    return is_row or item.get_closest_marker("long") is not None
 
 
 def row_of(item: pytest.Item) -> int | None:

@@ -83,6 +83,10 @@ class Process:
         [line] = [line for line in status.splitlines() if line.startswith(what)]
         return int(line.split()[1]) * 1024
 
+    def forget_peak(self) -> None:
+        """Have the peak of its memory be what it has now."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
     @property
     def log(self) -> str:
         return self._out.read_text(errors="replace") + self._err.read_text(errors="replace")

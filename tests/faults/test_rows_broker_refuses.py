@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -55,17 +54,6 @@ async def control(rig: Rig, *arguments: str) -> None:
 # --- 30: away for long -------------------------------------------------------------------------
 
 
-def memory(process: Process, what: str) -> int:
-    """`VmRSS` or `VmHWM` (its highest since `forget_peak`) of a process, in bytes."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith(what)]
-    return int(line.split()[1]) * 1024
-
-
-def forget_peak(process: Process) -> None:
-    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
-
-
 class Deepest:
     """How many messages a queue was seen to hold at most."""
 
@@ -108,9 +96,9 @@ async def test_a_broker_that_is_away_for_long_costs_no_memory_and_gets_no_flood(
         await rig.post(job(f"patient-{part}", {"taskParallel": ["TOIL"] * (number // 10)}))
         for part in range(10)
     ]
-    before = {process: memory(process, "VmRSS") for process in (server, worker)}
+    before = {process: process.memory("VmRSS") for process in (server, worker)}
     for process in before:
-        forget_peak(process)
+        process.forget_peak()
     turned_away = [wire.turned_away for wire in wires]
 
     def tried_often() -> bool:
@@ -125,7 +113,7 @@ async def test_a_broker_that_is_away_for_long_costs_no_memory_and_gets_no_flood(
         rig.healed()
         await rig.begun(1, SOON)
         await rig.begun(2 * window, SOON)
-    grown = [memory(process, "VmHWM") - old for process, old in before.items()]
+    grown = [process.memory() - old for process, old in before.items()]
 
     for job_id in jobs:
         await rig.act("delete", job_id)
