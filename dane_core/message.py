@@ -5,6 +5,7 @@ classes are what is inside; each knows how to `seal` itself into an envelope, an
 and friends turn an envelope back, or raise `BadMessage`. Bodies are JSON objects with `"v": 1`.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -166,6 +167,7 @@ class Control:
     `pause`    take no more tasks of this key · `resume`  take them again
     `drain`    finish what runs and stop (only the worker named)
     `roll`     say hello again: a server has just started
+    `welcome`  to one worker that said hello: by now the server knows that it listens
     """
 
     act: str
@@ -175,6 +177,9 @@ class Control:
     key: str | None = None
     worker: str | None = None
     grace: float | None = None  # with cancel: seconds until work is ended by force
+    listening: int | None = None  # with welcome: that of the hello
+    #: Seconds since the epoch, the server's clock; None from a server that does not say it.
+    sent_at: float | None = field(default_factory=time.time, compare=False)
 
     def seal(self) -> Envelope:
         return Envelope(
@@ -187,6 +192,8 @@ class Control:
                 key=self.key,
                 worker=self.worker,
                 grace=self.grace,
+                listening=self.listening,
+                sent_at=self.sent_at,
             ),
         )
 
@@ -203,6 +210,8 @@ def open_control(envelope: Envelope) -> Control:
         key=_maybe(body, "key", str),
         worker=_maybe(body, "worker", str),
         grace=_seconds(body, "grace"),
+        listening=_maybe(body, "listening", int),
+        sent_at=_number(body, "sent_at"),
     )
 
 
@@ -396,6 +405,8 @@ class Hello:
     offers: tuple[Offer, ...]
     running: tuple[Ticket, ...] = ()
     fresh: bool = False  # the first hello after (re)binding its queues
+    #: How often this worker has begun to listen, while it waits to be welcomed; otherwise 0.
+    listening: int = 0
 
     def seal(self) -> Envelope:
         return Envelope(
@@ -407,6 +418,7 @@ class Hello:
                 pid=self.pid,
                 slots=self.slots,
                 fresh=self.fresh,
+                listening=self.listening,
                 offers=[
                     {
                         "key": offer.key,
@@ -605,6 +617,7 @@ def _hello(envelope: Envelope, body: dict[str, Any]) -> Hello:
         offers=tuple(_offer(offer) for offer in _get(body, "offers", list)),
         running=tuple(_running(ticket) for ticket in _get(body, "running", list)),
         fresh=_get(body, "fresh", bool),
+        listening=_count(body, "listening") if "listening" in body else 0,
     )
 
 

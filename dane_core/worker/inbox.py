@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,8 +31,11 @@ logger = logging.getLogger(__name__)
 
 #: What was cancelled, recalled, or asked about in vain, is remembered up to this many.
 _REMEMBERED: Final = 10_000
-#: How far the clocks of server and worker may differ, in seconds.
-_CLOCK_DOUBT: Final = 300.0
+#: How far the clocks of several servers may differ, in seconds: by more when something was
+#: recalled, since to ask about that costs little. A worker's own clock is never looked at.
+_SERVERS_APART: Final = 5.0
+_RECALL_DOUBT: Final = 300.0
+_NEVER: Final = float("inf")
 _PAUSE: Final = 1.0  # seconds, when the exchange cannot be reached
 
 
@@ -56,7 +58,8 @@ class Inbox:
         self._outbox = outbox
         self._obey = obey
         self._patience = patience.total_seconds()
-        self._since = float("inf")
+        self._listenings = 0
+        self._since = _NEVER
         self._recalled: OrderedDict[tuple[str, object], float] = OrderedDict()
         self._asked: dict[Ticket, asyncio.Future[Verdict]] = {}
         self._given_up: OrderedDict[Ticket, None] = OrderedDict()
@@ -76,12 +79,21 @@ class Inbox:
             await asyncio.sleep(_PAUSE)
 
     def missed_some(self) -> None:
-        """Controls until now were not heard: tasks sent before have to be asked about."""
-        self._since = time.time()
+        """Controls until now were not heard: tasks sent before have to be asked about.
+
+        What time that is on the server's clock, its welcome tells; until then it is all tasks.
+        """
+        self._listenings += 1
+        self._since = _NEVER
+
+    @property
+    def unwelcomed(self) -> int:
+        """Which listening waits for a server's welcome; 0 when none does."""
+        return self._listenings if self._since == _NEVER else 0
 
     def is_doubtful(self, message: TaskMessage) -> bool:
         """Whether the server may have changed its mind about a task since it was sent."""
-        if message.sent_at < self._since:
+        if message.sent_at < self._since + _SERVERS_APART:
             return True
         names = (
             ("job", message.job_id),
@@ -89,8 +101,7 @@ class Inbox:
             ("key", message.key),
         )
         return any(
-            message.sent_at < self._recalled.get(name, float("-inf")) + _CLOCK_DOUBT
-            for name in names
+            message.sent_at < self._recalled.get(name, -_NEVER) + _RECALL_DOUBT for name in names
         )
 
     async def ask(self, ticket: Ticket, *, redelivered: bool) -> Verdict | None:
@@ -138,18 +149,27 @@ class Inbox:
         task.add_done_callback(self._handing_back.discard)
 
     def _note_control(self, control: Control) -> None:
-        if control.act in ("cancel", "recall"):
+        if control.act == "welcome":
+            self._be_welcomed(control)
+        elif control.act in ("cancel", "recall"):
             self._remember(control)
         self._obey(control)
 
+    def _be_welcomed(self, control: Control) -> None:
+        """Whatever a server says from that time on, we hear."""
+        if control.listening == self.unwelcomed != 0 and control.sent_at is not None:
+            self._since = control.sent_at
+
     def _remember(self, control: Control) -> None:
+        sent_at = _NEVER if control.sent_at is None else control.sent_at
         for kind, ident in (
             ("task", control.task_id),
             ("job", control.job_id if control.task_id is None else None),
             ("key", control.key),
         ):
             if ident is not None:
-                _remember(self._recalled, (kind, ident), time.time())
+                before = self._recalled.get((kind, ident), -_NEVER)
+                _remember(self._recalled, (kind, ident), max(before, sent_at))
 
 
 def _remember(memory: OrderedDict[K, V], key: K, value: V) -> None:

@@ -285,6 +285,7 @@ class _Service:
             offers=self._offers,
             running=tuple(attempt.message.ticket for attempt in self._floor.running.values()),
             fresh=self._fresh,
+            listening=self._inbox.unwelcomed,
         )
 
     async def _beat(self) -> None:

@@ -46,7 +46,7 @@ QUIET = Serving(
 
 
 def message(worker: type[Worker], number: int = 1, **changes: Any) -> TaskMessage:
-    """Task `number` for a worker, sent now."""
+    """Task `number` for a worker, sent well after the worker was welcomed."""
     whole = TaskMessage(
         ticket=Ticket(task_id=TaskId(number), attempt=1, dispatch=1, token="t"),
         job_id=JobId(1),
@@ -60,7 +60,7 @@ def message(worker: type[Worker], number: int = 1, **changes: Any) -> TaskMessag
         args={},
         timeout=None,
         response={},
-        sent_at=time.time(),
+        sent_at=time.time() + 60,
     )
     return replace(whole, **changes)
 
@@ -119,6 +119,7 @@ class Desk:
         self.heard: list[Report] = []
         self._unheard: list[Report] = []
         self._reports = reports
+        self.welcomes = True
 
     async def send(self, *messages: TaskMessage) -> None:
         fates = await self.exchange.publish(
@@ -142,11 +143,24 @@ class Desk:
                 await self._reports.ack(delivery)
                 for _, said in open_reports(delivery.envelope):
                     assert not isinstance(said, BadMessage), said
+                    if isinstance(said, Hello) and said.listening and self.welcomes:
+                        await self.welcome(said)
                     self.heard.append(said)
                     self._unheard.append(said)
 
     async def tell(self, act: str, **about: Any) -> None:
         await self.exchange.broadcast(Control(act=act, **about).seal())
+
+    async def welcome(self, hello: Hello, **about: Any) -> None:
+        word = {"act": "welcome", "listening": hello.listening, **about}
+        await self.exchange.send(hello.inbox, [Control(**word).seal()])
+
+    async def see_welcomed(self) -> None:
+        """Wait until the worker has heard its welcome."""
+        await self.tell("roll")
+        while (hello := await self.hear(Hello)).listening:
+            self.heard.remove(hello)
+        self.heard.remove(hello)
 
     async def judge(self, ask: Ask, *, run: bool) -> None:
         verdict = Verdict(ticket=ask.ticket, run=run, reason="as the test says")
@@ -165,6 +179,7 @@ async def served(
     seen_from: Exchange | None = None,
     before: Sequence[TaskMessage] = (),
     draining: asyncio.Event | None = None,
+    welcome: bool = True,
     **changes: Any,
 ) -> AsyncIterator[tuple[Desk, "asyncio.Task[None]"]]:
     """A worker process that has said hello, and the desk it talks to.
@@ -180,11 +195,14 @@ async def served(
         await ours.declare_queue(work_queue(worker.key), [f"#.{worker.key}"])
     async with ours.consume(serving_as.response_queue, prefetch=100) as reports:
         desk = Desk(ours, reports)
+        desk.welcomes = welcome
         if before:
-            await desk.send(*before)
+            await desk.send(*(replace(each, sent_at=time.time()) for each in before))
         serving = asyncio.create_task(serve(workers, exchange, serving_as, draining=draining))
         try:
             await first(desk.hear(Hello), serving)
+            if welcome:
+                await first(desk.see_welcomed(), serving)
             yield desk, serving
         finally:
             serving.cancel()

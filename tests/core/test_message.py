@@ -67,6 +67,7 @@ HELLO = Hello(
     ),
     running=(TICKET,),
     fresh=True,
+    listening=2,
 )
 
 REPORTS: list[Any] = [
@@ -95,6 +96,7 @@ CONTROLS = [
     Control(act="cancel", task_id=TaskId(2), attempt=3),
     Control(act="pause", key="OCR"),
     Control(act="drain", worker="w1"),
+    Control(act="welcome", worker="w1", listening=2),
 ]
 
 
@@ -106,6 +108,17 @@ def test_a_report_reads_back_as_it_was_written(report: Any) -> None:
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.act)
 def test_a_control_reads_back_as_it_was_written(control: Control) -> None:
     assert open_control(control.seal()) == control
+    assert open_control(control.seal()).sent_at == control.sent_at
+
+
+def test_a_control_and_a_hello_of_an_earlier_version_can_be_read() -> None:
+    """Servers and workers are not brought up to date at one moment."""
+    control = Envelope(type="control", body=b'{"v": 1, "act": "roll"}')
+    assert open_control(control).sent_at is None
+
+    hello = HELLO.seal()
+    old = {name: value for name, value in orjson.loads(hello.body).items() if name != "listening"}
+    assert open_report(replace(hello, body=orjson.dumps(old))) == replace(HELLO, listening=0)
 
 
 def test_reports_read_back_from_a_bundle_in_their_order() -> None:

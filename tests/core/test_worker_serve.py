@@ -305,6 +305,74 @@ async def test_tasks_of_what_was_recalled_are_asked_about(act: str, about: dict[
         assert (await desk.hear(Answer)).ticket.task_id == 3
 
 
+@pytest.mark.parametrize("wrong", [86_400, -86_400], ids=["a day ahead", "a day behind"])
+async def test_the_clock_of_a_worker_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    """Only the server's times are compared: of its message, its recall and its welcome."""
+    right = time.time
+    async with served(Echo, exchange=MemoryExchange()) as (desk, _):
+        monkeypatch.setattr(time, "time", lambda: right() + wrong)
+        await desk.send(message(Echo, 1, sent_at=right() + 60))
+        assert (await desk.hear(Answer)).ticket.task_id == 1
+        await desk.send(message(Echo, 2, sent_at=right() - 60))
+        await desk.judge(await desk.hear(Ask), run=False)
+        await desk.tell("cancel", job_id=1, sent_at=right())
+        await desk.tell("roll")
+        await desk.hear(Hello)
+        await desk.send(message(Echo, 3, sent_at=right() + 60))
+
+        assert (await desk.hear(Ask)).ticket.task_id == 3
+        assert [report.ticket.task_id for report in desk.heard if isinstance(report, Answer)] == [1]
+
+
+async def test_everything_is_asked_about_until_a_server_gives_its_welcome() -> None:
+    """Whatever clocks say: what was cancelled before could not be heard."""
+    async with served(Echo, welcome=False) as (desk, _):
+        (hello,) = desk.heard
+        assert isinstance(hello, Hello)
+        assert hello.listening == 1
+        await desk.welcome(replace(hello, listening=0))  # of another time
+        await desk.send(message(Echo, 1, sent_at=time.time() + 1e9))
+        await desk.judge(await desk.hear(Ask), run=True)
+        await desk.hear(Answer)
+        await desk.welcome(hello)
+        await desk.see_welcomed()
+        await desk.send(message(Echo, 2, sent_at=time.time() + 1))
+
+        await desk.judge(await desk.hear(Ask), run=True)  # clocks of servers differ a little
+        await desk.hear(Answer)
+        await desk.send(message(Echo, 3))
+        assert (await desk.hear_either(Answer, Ask)).ticket.task_id == 3
+        assert isinstance(desk.heard[-1], Answer)
+
+
+async def test_a_worker_that_was_cut_off_wants_to_be_welcomed_anew() -> None:
+    """A welcome from before says nothing of what was missed meanwhile."""
+    async with served(Echo) as (desk, _):
+        desk.welcomes = False
+        await desk.exchange.delete_queue(work_queue("ECHO"))  # told like a reconnection
+        hello = await desk.hear(Hello)
+        assert hello.listening == 2
+        await desk.welcome(hello, listening=1)
+        await desk.send(message(Echo))
+
+        await desk.judge(await desk.hear(Ask), run=True)
+        await desk.hear(Answer)
+
+
+async def test_what_a_server_of_an_earlier_version_recalls_is_always_asked_about() -> None:
+    """It does not say when it recalled it."""
+    async with served(Echo) as (desk, _):
+        await desk.tell("recall", job_id=1, sent_at=None)
+        await desk.tell("roll")
+        await desk.hear(Hello)
+        await desk.send(message(Echo, sent_at=time.time() + 1e9))
+
+        await desk.judge(await desk.hear(Ask), run=True)
+        await desk.hear(Answer)
+
+
 async def test_messages_that_are_not_understood_are_passed_over() -> None:
     async with served(Echo) as (desk, _):
         for body in (b"", b"[]", b'{"v":1,"act":7}', b'{"v":1,"act":"dance"}'):
