@@ -92,6 +92,9 @@ class Exchange(Protocol):
     async def send(self, queue: str, envelopes: Sequence[Envelope]) -> Sequence[Fate]:
         """Send to one queue by its name, persistent, mandatory and confirmed."""
 
+    async def send_each(self, messages: Sequence[tuple[str, Envelope]]) -> Sequence[Fate]:
+        """Send each message to the queue named with it, all in one go, otherwise like `send`."""
+
     async def broadcast(self, envelope: Envelope) -> None:
         """Say something to every worker that listens now. Nothing is kept for later."""
 

@@ -43,8 +43,13 @@ class MemoryExchange:
         return fates
 
     async def send(self, queue: str, envelopes: Sequence[Envelope]) -> Sequence[Fate]:
-        target = self._find(queue)
-        fates = [_put((target,) if target else (), envelope) for envelope in envelopes]
+        return await self.send_each([(queue, envelope) for envelope in envelopes])
+
+    async def send_each(self, messages: Sequence[tuple[str, Envelope]]) -> Sequence[Fate]:
+        fates = []
+        for queue, envelope in messages:
+            target = self._find(queue)
+            fates.append(_put((target,) if target else (), envelope))
         await asyncio.sleep(0)
         return fates
 

@@ -1,8 +1,7 @@
 """Writes down what workers say, in batches of whatever has arrived."""
 
 import logging
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -214,18 +213,18 @@ class Recorder:
 
     async def _stop(self, zombies: Sequence[Zombie]) -> None:
         """Tell workers to leave what is not theirs any more; they hear it at each heartbeat."""
-        words: dict[str, list[Envelope]] = defaultdict(list)
-        for zombie in zombies:
-            ticket = zombie.ticket
-            order = Control(
-                act="cancel",
-                task_id=ticket.task_id,
-                attempt=ticket.attempt,
-                grace=self._pace.cancel_grace.total_seconds(),
+        await self._tell(
+            (
+                zombie.inbox,
+                Control(
+                    act="cancel",
+                    task_id=zombie.ticket.task_id,
+                    attempt=zombie.ticket.attempt,
+                    grace=self._pace.cancel_grace.total_seconds(),
+                ),
             )
-            words[zombie.inbox].append(order.seal())
-        for inbox, orders in words.items():
-            await self._exchange.send(inbox, orders)
+            for zombie in zombies
+        )
 
     async def _lose(self, gone: Sequence[Gone]) -> None:
         if not gone:
@@ -242,12 +241,10 @@ class Recorder:
         objections = await self._writer.judge(
             asks, limit=self._pace.starts, patience=self._pace.patience
         )
-        verdicts: dict[str, list[Envelope]] = defaultdict(list)
-        for ask, objection in zip(asks, objections, strict=True):
-            verdict = Verdict(ticket=ask.ticket, run=not objection, reason=objection)
-            verdicts[ask.reply_to].append(verdict.seal())
-        for inbox, envelopes in verdicts.items():
-            await self._exchange.send(inbox, envelopes)
+        await self._tell(
+            (ask.reply_to, Verdict(ticket=ask.ticket, run=not objection, reason=objection))
+            for ask, objection in zip(asks, objections, strict=True)
+        )
         if any(objections):
             await self._bell.ring()  # a task that failed may let others go
 
@@ -256,7 +253,7 @@ class Recorder:
     async def _note_workers(self, hellos: Sequence[Hello], goodbyes: Sequence[Goodbye]) -> None:
         if hellos:
             paused = await self._writer.see_workers(hellos)
-            await self._tell_pauses(hellos, paused)
+            await self._welcome(hellos, paused)
         fresh = {offer.key for hello in hellos if hello.fresh for offer in hello.offers}
         if fresh:
             self._dispatcher.note_bound(fresh)
@@ -265,16 +262,36 @@ class Recorder:
         for goodbye in goodbyes:
             await self._writer.forget_worker(goodbye.worker)
 
-    async def _tell_pauses(self, hellos: Sequence[Hello], paused: frozenset[str]) -> None:
-        """A worker that has just come does not know which keys are paused."""
-        for hello in hellos:
-            words = [
-                Control(act="pause", key=offer.key).seal()
-                for offer in hello.offers
-                if hello.fresh and offer.key in paused
-            ]
-            if words and Fate.ROUTED not in await self._exchange.send(hello.inbox, words):
-                logger.info("worker %s left before it was told of pauses", hello.worker)
+    async def _welcome(self, hellos: Sequence[Hello], paused: frozenset[str]) -> None:
+        """Who has just come does not know which keys are paused, nor what time it is here."""
+        words = [
+            (hello.inbox, Control(act="pause", key=offer.key))
+            for hello in hellos
+            for offer in hello.offers
+            if hello.fresh and offer.key in paused
+        ]
+        words += [
+            (hello.inbox, Control(act="welcome", worker=hello.worker, listening=hello.listening))
+            for hello in hellos
+            if hello.listening
+        ]
+        await self._tell(words)
+
+    async def _tell(self, words: Iterable[tuple[str, Control | Verdict]]) -> None:
+        """Say something to workers, in one go: a silent broker may hold up others only once.
+
+        Nothing is repeated. Who does not hear a verdict hands the task back, who is not
+        welcomed says hello again, and who is not stopped is told so at its next heartbeat.
+        """
+        sealed = [(inbox, word.seal()) for inbox, word in words]
+        if not sealed:
+            return
+        if self._exchange.blocked:
+            logger.info("%d words to workers are not sent: the broker is blocked", len(sealed))
+            return
+        fates = await self._exchange.send_each(sealed)
+        if unheard := len(fates) - fates.count(Fate.ROUTED):
+            logger.info("%d of %d words to workers found nobody", unheard, len(sealed))
 
 
 def _named(fault: Exception) -> str:

@@ -87,6 +87,21 @@ async def test_a_queue_can_be_sent_to_by_its_name(exchange: Exchange, queue: str
         assert texts(await take(subscription, 2)) == ["1", "2"]
 
 
+async def test_several_queues_can_be_sent_to_in_one_go(exchange: Exchange, queue: str) -> None:
+    """Hundreds of inboxes one by one would take as many silences of the broker."""
+    other = f"{queue}-2"
+    await exchange.declare_queue(queue)
+    await exchange.declare_queue(other)
+
+    fates = await exchange.send_each(
+        [(queue, letter("1")), (f"{queue}-absent", letter()), (other, letter("2"))]
+    )
+
+    assert fates == [Fate.ROUTED, Fate.UNROUTABLE, Fate.ROUTED]
+    async with exchange.consume(other, prefetch=5) as subscription:
+        assert texts(await take(subscription, 1)) == ["2"]
+
+
 # --- fates --------------------------------------------------------------------------------------
 
 

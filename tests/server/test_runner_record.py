@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from dane_core.errors import StoreUnreachable
+from dane_core.exchange.base import Fate
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.message import (
     RESPONSE_LIMIT,
     Answer,
     Ask,
     Control,
+    Envelope,
     Gone,
     Heartbeat,
     Hello,
@@ -27,13 +29,13 @@ from dane_core.message import (
 from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE, inbox_queue
 from dane_core.states import TaskState
 from dane_server.runner.bell import LocalBell
-from dane_server.runner.dispatch import Dispatcher
+from dane_server.runner.dispatch import Dispatcher, Moment
 from dane_server.runner.record import Recorder
 from dane_server.runner.ticket import Signer
 from dane_server.storage.view import Claim, Recorded, Rejected
 from dane_server.storage.writer import Writer
 from tests.server.audit import audit
-from tests.server.ledger import Ledger, parallel, sequence
+from tests.server.ledger import Ledger, hello, parallel, sequence
 from tests.server.scripted import PATIENT, Office, at_work, done, until
 
 
@@ -227,7 +229,11 @@ class Handed(Dispatcher):
     def __init__(self) -> None:
         pass
 
-    def hand_over(self, claims: Sequence[Claim]) -> None:
+    @property
+    def window(self) -> int:
+        return PATIENT.window
+
+    async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
         pass
 
     def note_bound(self, keys: Any) -> None:
@@ -322,3 +328,58 @@ async def test_a_hello_without_a_ticket_is_taken_with_the_rest(ledger: Ledger) -
     )
 
     assert (await ledger.reader.keys()) == []
+
+
+# --- what workers are told ------------------------------------------------------------------------
+
+
+class Counted(MemoryExchange):
+    """Counts how often it is used to send, and may be blocked."""
+
+    def __init__(self, blocked: str = "") -> None:
+        super().__init__()
+        self.sendings: list[int] = []
+        self._blocked = blocked
+
+    @property
+    def blocked(self) -> str:
+        return self._blocked
+
+    async def send_each(self, messages: Sequence[tuple[str, Envelope]]) -> Sequence[Fate]:
+        self.sendings.append(len(messages))
+        return await super().send_each(messages)
+
+
+async def asks_and_hellos(ledger: Ledger) -> list[Ask | Hello]:
+    """Three workers that come, and ask."""
+    answers = await signed_answers(ledger, 3)
+    names = [f"w{number}" for number in range(3)]
+    asks = [
+        Ask(ticket=answer.ticket, worker=name, reply_to=f"i.{name}")
+        for answer, name in zip(answers, names, strict=True)
+    ]
+    return [*asks, *(replace(hello("A", worker=name), listening=7) for name in names)]
+
+
+async def test_several_workers_are_told_in_one_go(ledger: Ledger) -> None:
+    """A broker that says nothing holds up the recorder once, and not for each of them."""
+    exchange = Counted()
+    async with exchange.listen("i.w1") as inbox:
+        await recorder(ledger.writer, exchange).take_reports(await asks_and_hellos(ledger))
+        deliveries = [*await inbox.take(10)]
+
+    assert exchange.sendings == [3, 3]
+    welcome, verdict = (delivery.envelope for delivery in deliveries)
+    word = open_control(welcome)
+    assert (word.act, word.worker, word.listening) == ("welcome", "w1", 7)
+    assert word.sent_at is not None
+    assert open_verdict(verdict).run
+
+
+async def test_workers_are_told_nothing_while_the_broker_is_blocked(ledger: Ledger) -> None:
+    """It would arrive when it is not true any more; and answers are recorded meanwhile."""
+    exchange = Counted(blocked="low on memory")
+
+    await recorder(ledger.writer, exchange).take_reports(await asks_and_hellos(ledger))
+
+    assert exchange.sendings == []

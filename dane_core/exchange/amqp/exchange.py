@@ -115,7 +115,10 @@ class AmqpExchange:
         return await self._publisher.publish(self._tasks, messages)
 
     async def send(self, queue: str, envelopes: Sequence[Envelope]) -> Sequence[Fate]:
-        return await self._publisher.publish("", [(queue, envelope) for envelope in envelopes])
+        return await self.send_each([(queue, envelope) for envelope in envelopes])
+
+    async def send_each(self, messages: Sequence[tuple[str, Envelope]]) -> Sequence[Fate]:
+        return await self._publisher.publish("", messages)
 
     async def broadcast(self, envelope: Envelope) -> None:
         await self._publisher.broadcast(self._control, envelope)
