@@ -8,7 +8,7 @@ import pytest
 
 from dane_core.errors import ExchangeUnreachable, StoreUnreachable
 from dane_server.runner.bell import LocalBell
-from dane_server.supervise import keep_running
+from dane_server.supervise import Stopped, Stopping, keep_running
 
 
 class Service:
@@ -99,6 +99,64 @@ async def test_a_task_group_that_keeps_services_can_be_ended(
 
     assert [one.runs for one in services] == [2, 2, 1]
     assert "ValueError" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [None, ValueError("a bug"), StoreUnreachable("gone")])
+async def test_what_ends_after_the_word_to_stop_is_not_started_again(
+    fault: Exception | None,
+) -> None:
+    """Whatever it had in hand it ends first; how, is all the same."""
+    stopping, busy, go = Stopping(), asyncio.Event(), asyncio.Event()
+    ends: list[str] = []
+
+    async def run() -> None:
+        busy.set()
+        await go.wait()
+        ends.append("the batch")
+        if fault is not None:
+            raise fault
+        async with stopping.idle():
+            ends.append("more")
+
+    keeping = asyncio.create_task(keep_running("service", run, pause=3600, stopping=stopping))
+    await busy.wait()
+    stopping.tell()
+    go.set()
+    await asyncio.wait_for(keeping, 5)
+
+    assert ends == ["the batch"]
+
+
+async def test_the_word_to_stop_ends_a_pause_and_whatever_is_idle() -> None:
+    stopping = Stopping()
+    failing = Service(ValueError("x"))
+    idle = asyncio.Event()
+
+    async def run() -> None:
+        async with stopping.idle():
+            idle.set()
+            await asyncio.Event().wait()
+
+    keeping = [
+        asyncio.create_task(keep_running("pausing", failing.run, pause=3600, stopping=stopping)),
+        asyncio.create_task(keep_running("idle", run, stopping=stopping)),
+    ]
+    await idle.wait()
+    stopping.tell()
+
+    await asyncio.wait_for(asyncio.gather(*keeping), 5)
+    assert failing.runs == 1
+
+
+async def test_a_time_limit_inside_an_idle_place_is_not_taken_for_the_word() -> None:
+    stopping = Stopping()
+    with pytest.raises(TimeoutError):
+        async with stopping.idle():
+            raise TimeoutError
+    stopping.tell()
+    with pytest.raises(Stopped):
+        async with stopping.idle():
+            pytest.fail("nothing is begun after the word")
 
 
 async def test_what_is_out_of_reach_is_told_in_a_line_and_a_bug_with_its_trace(
