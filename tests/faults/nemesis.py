@@ -1,8 +1,9 @@
 """`make nemesis SECONDS=600 [SEED=n]`: many faults at random, at once, under load.
 
 Two API servers, two runners and some workers, each behind a wire of its own; a broker and a
-database of our own. The schedule of faults follows from the seed alone. In the end everything is
-healed, has its time to recover, and the oracle looks at what is left.
+database of our own; and people who cancel, retry, pause and delete what runs. The schedule of
+faults and acts follows from the seed alone. In the end everything is healed, has its time to
+recover, and the oracle looks at what is left.
 """
 
 import argparse
@@ -12,12 +13,18 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from sqlalchemy.exc import DBAPIError
+
+from dane_core.exchange.amqp import connect
+from dane_core.routing import RESPONSE_QUEUE, work_queue
+from tests.faults import clocks
+from tests.faults.labor import CREW
 from tests.faults.process import Process
 from tests.faults.rig import Ground, Rig, make_tables, rigged
 from tests.faults.workload import LIGHT, Workload
@@ -35,6 +42,16 @@ RECOVERY: Final = 120.0
 #: Jobs that may be under way; posting waits for more room.
 _OPEN: Final = 60
 _WORKERS: Final = 3
+#: Leases that end while their worker is frozen for long: 4 beats.
+_LEASED: Final[Mapping[str, Any]] = {"HAND_OFF": 0.3, "BEAT": 0.5}
+#: How much longer than other faults those last that have to outlast a lease, in seconds.
+_LONGER: Final = 4.0
+#: By how much the clock of the database goes wrong, in seconds.
+_STEPS: Final = (-3600, -30, 30, 3600)
+_ALARM: Final = ("set_vm_memory_high_watermark", "absolute", "1MB")
+_CALM: Final = ("set_vm_memory_high_watermark", "0.4")
+#: How many answers should lie in the response queue when it is deleted.
+_ANSWERS: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +80,17 @@ KINDS: Final = {
     "wipe the broker": 1,
     "restart the database": 1,
     "kill the database": 1,
+    "freeze a worker for long": 2,
+    "delete a work queue": 2,
+    "delete the response queue": 2,
+    "alarm the broker": 1,
+    "step the clock": 1,
+    "cancel a job": 2,
+    "retry a job": 2,
+    "delete a job": 2,
+    "pause a job": 2,
+    "pause a key": 2,
+    "forceretry a task": 2,
 }
 
 
@@ -150,7 +178,7 @@ class Nemesis:
             wire = await rig.proxy_to_broker()
 
             async def work(wire: Proxy = wire) -> Process:
-                return await rig.worker(broker=wire)
+                return await rig.worker(broker=wire, WORKER=_LEASED)
 
             self._workers.append(Place("worker", work, (wire,)))
         for place in self._places:
@@ -198,10 +226,10 @@ class Nemesis:
                 self._victim(fault, who).kill()
             case ["stop", "a", who]:
                 self._victim(fault, who).terminate()
-            case ["freeze", "a", who]:
+            case ["freeze", "a", who, *long]:
                 victim = self._victim(fault, who)
                 victim.freeze()
-                await asyncio.sleep(fault.lasts)
+                await asyncio.sleep(fault.lasts + (_LONGER if long else 0))
                 victim.thaw()
             case ["restart", "the", what]:
                 async with self._turns:
@@ -215,6 +243,21 @@ class Nemesis:
             case ["wipe", *_]:
                 async with self._turns:
                     await asyncio.to_thread(rig.broker.wipe)
+            case ["alarm", *_]:
+                async with self._turns:
+                    await self._alarm(fault.lasts)
+            case ["step", *_]:
+                clocks.put_database_clock(rig.folder, _STEPS[fault.victim % len(_STEPS)])
+                await asyncio.sleep(fault.lasts)
+                clocks.put_database_clock(rig.folder, 0)
+            case ["delete", "a", "work", "queue"]:
+                async with self._turns:
+                    await self._delete_queue(work_queue(CREW[fault.victim % len(CREW)].key))
+            case ["delete", "the", "response", "queue"]:
+                async with self._turns:
+                    await self._delete_answers()
+            case [_, "a", "job" | "key" | "task"]:
+                await self._act(fault)
             case _:
                 await self._do_to_wire(fault)
 
@@ -236,6 +279,73 @@ class Nemesis:
                 wire.drop_after_commit()
         await asyncio.sleep(fault.lasts)
         wire.mend()
+
+    async def _alarm(self, lasts: float) -> None:
+        """The broker takes no messages for a while."""
+        await asyncio.to_thread(self._rig.broker.control, *_ALARM)
+        await asyncio.sleep(lasts)
+        await asyncio.to_thread(self._rig.broker.control, *_CALM)
+
+    async def _delete_queue(self, name: str) -> None:
+        async with connect(self._rig.ground.amqp_url) as exchange:
+            await exchange.delete_queue(name)
+
+    async def _delete_answers(self) -> None:
+        """Delete the response queue once answers lie in it that no runner has read."""
+        runners = [place.process for place in self._servers if place.name == "runner"]
+        stopped = [runner for runner in runners if runner is not None and runner.alive]
+        for runner in stopped:
+            runner.freeze()
+        try:
+            async with connect(self._rig.ground.amqp_url) as exchange:
+
+                async def filled() -> bool:
+                    depth = await exchange.depth(RESPONSE_QUEUE)
+                    return depth is None or depth.waiting >= _ANSWERS
+
+                with suppress(TimeoutError):  # nobody has anything to say
+                    await self._rig.until(filled, 5)
+                await exchange.delete_queue(RESPONSE_QUEUE)
+        finally:
+            for runner in stopped:
+                runner.thaw()
+
+    async def _act(self, fault: Fault) -> None:
+        """What a person does to a job, a task or a key; what they pause they resume."""
+        act, _, what = fault.kind.split()
+        if what == "key":
+            key = CREW[fault.victim % len(CREW)].key
+            await self._rig.act_on_key("pause", key)
+            await asyncio.sleep(fault.lasts)
+            await self._rig.act_on_key("resume", key)
+            return
+        if not self._posted:
+            return
+        recent = self._posted[-_OPEN:]
+        job_id = recent[fault.victim % len(recent)]
+        if what == "task":
+            if job_tasks := await self._tasks(job_id):
+                task_id = job_tasks[fault.victim % len(job_tasks)]
+                await self._rig.try_act(act, job_id, task_id)
+            return
+        await self._rig.try_act(act, job_id)
+        if act == "pause":
+            await asyncio.sleep(fault.lasts)
+            await self._resume(job_id)
+
+    async def _resume(self, job_id: int) -> None:
+        """Resume a job, until it is or is gone."""
+
+        async def resumed() -> bool:
+            return await self._rig.try_act("resume", job_id) not in (0, 503)
+
+        await self._rig.until(resumed)
+
+    async def _tasks(self, job_id: int) -> list[int]:
+        try:
+            return await self._rig.tasks_of(job_id)
+        except (DBAPIError, OSError):  # the database is not there now
+            return []
 
     async def _heal(self) -> None:
         for wire in self._wires:

@@ -320,6 +320,39 @@ class Rig:
         job_id = (await self.row(task_id)).job_id
         self.history.note(Acted(act=act, job_id=job_id, task_id=task_id))
 
+    async def try_act(self, act: str, job_id: int, task_id: int | None = None) -> int:
+        """Act on a job, or on one of its tasks, once; the status, 0 without an answer.
+
+        It is written down unless it was refused: what nobody answered may have been done.
+        """
+        path = f"job/{job_id}" if task_id is None else f"task/{task_id}"
+        try:
+            status = await self._ask_for(act, path)
+        except (httpx.TransportError, AssertionError):
+            status = 0
+        assert status != 500, f"{act} of {path} was answered with 500"
+        if not 400 <= status < 500:
+            self.history.note(Acted(act=act, job_id=job_id, task_id=task_id))
+        return status
+
+    async def act_on_key(self, act: str, key: str) -> None:
+        """`pause` or `resume` of a key, until it is accepted."""
+
+        async def accepted() -> bool:
+            try:
+                return await self._ask_for(act, f"workers/{key}") == 202
+            except (httpx.TransportError, AssertionError):
+                return False
+
+        await self.until(accepted)
+
+    async def _ask_for(self, act: str, path: str) -> int:
+        """The status that an act is answered with. Raises: TransportError, AssertionError."""
+        url = f"{self._some_server().url}/DANE/{path}"
+        if act == "delete":
+            return (await self._client.delete(url)).status_code
+        return (await self._client.post(f"{url}/{act}")).status_code
+
     def _some_server(self) -> Process:
         serving = [process for process in self.processes if process.url and process.alive]
         assert serving, "no server is there"
@@ -407,9 +440,25 @@ class Rig:
 
     async def recovered(self, within: float, *ids: int) -> float:
         """Wait until these jobs, or all, have ended; the seconds since `healed`."""
-        await self.until(lambda: self._all_ended(ids), within)
+        try:
+            await self.until(lambda: self._all_ended(ids), within)
+        except TimeoutError as late:
+            late.add_note(f"not settled after {within:g} s:\n{await self._unsettled()}")
+            raise
         self.seconds = time.monotonic() - (self._healed_at or time.monotonic())
         return self.seconds
+
+    async def _unsettled(self) -> str:
+        """The tasks that somebody has to move on, and how they stand."""
+        columns = ("id", "job_id", "task_key", "state", "attempt", "dispatch", "worker", "leased")
+        query = sa.select(*(tasks.c[name] for name in (*columns, "starts", "due_at", "queued_at")))
+        query = query.where(tasks.c.state.not_in([*SETTLED, "blocked"])).limit(20)
+        try:
+            async with self.engine.connect() as connection:
+                found = [str(row._asdict()) for row in await connection.execute(query)]
+        except (DBAPIError, OSError):
+            return "the database is not there"
+        return "\n".join(found) or "no task, but jobs that have not ended"
 
     async def open_jobs(self) -> int:
         """Jobs that have not ended; very many when the database is not there."""
