@@ -344,9 +344,13 @@ class Heartbeat:
     worker: str
     running: tuple[Ticket, ...]
     lease: float  # seconds: how long what is leased may go on without another heartbeat
+    #: Those that have no message any more; the server takes them onto a lease if they are on none.
+    leased: frozenset[Ticket] = frozenset()
 
     def seal(self) -> Envelope:
-        running = [_ticket_body(ticket) for ticket in self.running]
+        running = [
+            {**_ticket_body(ticket), "leased": ticket in self.leased} for ticket in self.running
+        ]
         return Envelope(
             type="heartbeat", body=_dumps(worker=self.worker, running=running, lease=self.lease)
         )
@@ -578,11 +582,18 @@ def _leased(envelope: Envelope, body: dict[str, Any]) -> Leased:
 
 
 def _heartbeat(_: Envelope, body: dict[str, Any]) -> Heartbeat:
+    running = [(_running(item), _is_leased(item)) for item in _get(body, "running", list)]
     return Heartbeat(
         worker=_name(body, "worker"),
-        running=tuple(_running(ticket) for ticket in _get(body, "running", list)),
+        running=tuple(ticket for ticket, _ in running),
         lease=_lease(body),
+        leased=frozenset(ticket for ticket, is_leased in running if is_leased),
     )
+
+
+def _is_leased(item: object) -> bool:
+    """Workers of an earlier version do not say it."""
+    return _maybe(_object(item, "running"), "leased", bool) or False
 
 
 def _gone(_: Envelope, body: dict[str, Any]) -> Gone:

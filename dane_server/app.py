@@ -80,7 +80,7 @@ async def run_server(
             store.apart() as apart,
             _exchange(settings) as exchange,
         ):
-            await _prepare(store, exchange)
+            await _prepare(store, exchange, starts=settings.RUNNER.STARTS)
             if "runner" in roles:
                 for queue in (DEAD_QUEUE, settings.RABBITMQ.RESPONSE_QUEUE):
                     await exchange.declare_queue(queue)  # in the way: better known at once
@@ -378,13 +378,13 @@ async def _exchange(settings: ServerSettings) -> AsyncIterator[Exchange]:
         yield exchange
 
 
-async def _prepare(store: Store, exchange: Exchange) -> None:
+async def _prepare(store: Store, exchange: Exchange, *, starts: int) -> None:
     """See to the tables: an embedded store is brought up to date, a shared one only checked."""
     if store.engine.dialect.name == "sqlite":
         await migrate.upgrade(store)
     await migrate.check(store)
     if isinstance(exchange, MemoryExchange):
-        await Sweeps(store).recover_from_lost_exchange()
+        await Sweeps(store).recover_from_lost_exchange(limit=starts)
 
 
 def _pace(settings: ServerSettings) -> Pace:

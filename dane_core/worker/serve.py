@@ -17,7 +17,7 @@ from dane_core.errors import BadWorker, QueueMismatch
 from dane_core.exchange.base import Exchange, Fate
 from dane_core.message import Control, Goodbye, Heartbeat, Hello, Offer, Ticket
 from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE
-from dane_core.worker.attempt import Desk, Pace, Stop
+from dane_core.worker.attempt import Attempt, Desk, Pace, Stop
 from dane_core.worker.counter import Counter, Floor, Slots
 from dane_core.worker.health import Health, health_page
 from dane_core.worker.inbox import Inbox
@@ -293,18 +293,25 @@ class _Service:
         lease = self._serving.lease.total_seconds()
         while True:
             await asyncio.sleep(self._serving.beat.total_seconds())
-            if tickets := self._worth_a_beat():
-                beat = Heartbeat(worker=self._serving.worker_id, running=tickets, lease=lease)
+            if worth := self._worth_a_beat():
+                beat = Heartbeat(
+                    worker=self._serving.worker_id,
+                    running=tuple(attempt.message.ticket for attempt in worth),
+                    lease=lease,
+                    leased=frozenset(
+                        attempt.message.ticket for attempt in worth if attempt.leased.done()
+                    ),
+                )
                 if await self._outbox.post(beat) is Fate.ROUTED:
                     self._last_beat = datetime.now(UTC)
 
-    def _worth_a_beat(self) -> tuple[Ticket, ...]:
+    def _worth_a_beat(self) -> list[Attempt]:
         short = self._serving.pace.started.total_seconds()
-        return tuple(
-            attempt.message.ticket
+        return [
+            attempt
             for attempt in self._floor.running.values()
             if attempt.leased.done() or attempt.age >= short
-        )
+        ]
 
     # --- be watched -------------------------------------------------------------------------
 

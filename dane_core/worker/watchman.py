@@ -251,9 +251,14 @@ class _Watch:
         return all(known.leased for known in self._running.values())
 
     async def _say_alive(self) -> bool:
-        running = tuple(self._running)
+        known = [*self._running.values()]
         return await self._voice.say(
-            Heartbeat(worker=self._brief.worker, running=running, lease=self._brief.lease)
+            Heartbeat(
+                worker=self._brief.worker,
+                running=tuple(each.ticket for each in known),
+                lease=self._brief.lease,
+                leased=frozenset(each.ticket for each in known if each.leased),
+            )
         )
 
 

@@ -227,7 +227,7 @@ def _overdue(facts: StoreFacts) -> Iterator[Finding]:
         yield Finding(
             check=Check.OVERDUE,
             subject=state.value,
-            sentence=f"{_tasks(len(late))} should have left the state {state} up to "
+            sentence=f"{_tasks(len(late))} in the state {state} should have been looked at up to "
             f"{max(task.seconds for task in late):.0f} s ago: {_list([t.id for t in late])}",
             ids=tuple(task.id for task in late),
             repair=Repair.SWEEP,

@@ -15,6 +15,7 @@ from dane_core.message import TaskMessage
 from dane_core.routing import RESPONSE_QUEUE
 from dane_server.runner.bell import LocalBell
 from dane_server.runner.pace import Pace
+from dane_server.runner.route import Router
 from dane_server.runner.ticket import Signer
 from dane_server.storage.chunk import chunks
 from dane_server.storage.reader import Reader
@@ -63,6 +64,8 @@ class Dispatcher:
         self._pace = pace
         self._reply_to = reply_to
         self._stopping = stopping or Stopping()
+        #: Lets go what found no queue; to be kept running beside this.
+        self.router = Router(writer=writer, bell=bell, stopping=self._stopping)
         self._handed_over: deque[tuple[Moment, Sequence[Claim]]] = deque()
         self._bound_meanwhile: set[str] = set()
         self._without_worker: set[str] = set()
@@ -95,8 +98,9 @@ class Dispatcher:
                 pass
 
     def note_bound(self, keys: Collection[str]) -> None:
-        """Queues were bound for these keys: what is being found unroutable just now may go."""
+        """Queues were bound for these keys: what found none may go, or is finding none just now."""
         self._bound_meanwhile |= set(keys)
+        self.router.note_bound(keys)
 
     async def send_some(self) -> bool:
         """Send one batch of what is ready; false when there was nothing.
@@ -203,7 +207,7 @@ class Dispatcher:
         )
         unroutable = {claim.key for claim in by_fate[Fate.UNROUTABLE]}
         if bound := sorted(unroutable & self._bound_meanwhile):
-            await self._writer.route_again(bound)
+            self.router.note_bound(bound)
         routed = {claim.key for claim in by_fate[Fate.ROUTED]}
         self._note_missing_workers(unroutable.difference(bound), routed)
         self._note_full_queues({claim.key for claim in by_fate[Fate.REFUSED]}, routed)

@@ -172,6 +172,7 @@ class Doctor:
         sweeps, pace = self._access.sweeps, self._pace
         while await sweeps.sweep(limit=pace.batch, silence=pace.silence):
             pass
+        await sweeps.watch_unwatched(pace.patience)
         sight = await sweeps.look()
         over = [one for one in sight.running if one.leased and one.task_id in ids]
         await sweeps.lose(over, "its lease ended, and nobody took it back", limit=pace.starts)

@@ -49,6 +49,8 @@ def _running(situation: Situation) -> Explanation:
     data: dict[str, Any] = {"worker": task.worker, "progress": task.progress}
     if not situation.leased:
         sentence += " Should that worker die, the broker gives it to another."
+        sentence += _looked_at(task.due_at)
+        data["due_at"] = _iso(task.due_at)
         return Explanation("running", sentence, data)
     heard = _heard_of(situation)
     last = f" The worker was last heard of at {_clock(heard)}." if heard else ""
@@ -143,7 +145,7 @@ def _backoff(situation: Situation) -> Explanation:
 
 
 def _looked_at(due: datetime | None) -> str:
-    """The broker's queue is watched; this is for what that does not show."""
+    """The broker, and its queue, bring it on; this is for what they do not show."""
     return f" Unheard of, it is looked at again at {_clock(due)}." if due else ""
 
 

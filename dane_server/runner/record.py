@@ -105,23 +105,26 @@ class Recorder:
 
     # --- what cannot be taken -------------------------------------------------------------
 
-    async def _take(self, batch: Sequence[tuple[Envelope, Report]]) -> None:
+    async def _take(
+        self, batch: Sequence[tuple[Envelope, Report]], *, is_last_try: bool = False
+    ) -> None:
         """Write down a batch; what cannot be written down whatever one does is parked.
 
-        Otherwise one such message, delivered again and again, would hold up all others.
+        Otherwise one such message, delivered again and again, would hold up all others. Each is
+        tried once more, alone: what was in the way may have passed.
         """
         try:
             await self.take_reports([report for _, report in batch])
         except Unreachable:
             raise
         except Exception as fault:
-            if len(batch) == 1:
+            if is_last_try:
                 logger.exception("cannot take a report")
                 await self._give_up(*batch[0], fault)
                 return
             logger.warning("a batch of %d reports failed, taken one by one: %r", len(batch), fault)
             for one in batch:
-                await self._take([one])
+                await self._take([one], is_last_try=True)
 
     async def _give_up(self, envelope: Envelope, report: Report, fault: Exception) -> None:
         await self._park(envelope, fault)
@@ -257,7 +260,6 @@ class Recorder:
         fresh = {offer.key for hello in hellos if hello.fresh for offer in hello.offers}
         if fresh:
             self._dispatcher.note_bound(fresh)
-            await self._writer.route_again(sorted(fresh))
             await self._bell.ring()
         for goodbye in goodbyes:
             await self._writer.forget_worker(goodbye.worker)

@@ -128,6 +128,7 @@ class Runner(Operator):
         )
         return {
             "dispatcher": dispatcher.run,
+            "router": dispatcher.router.run,
             RECORDER: partial(recorder.run, self.recorded),
             "sweeper": sweeper.run,
             "sweeper's watch": sweeper.watch_connection,

@@ -37,7 +37,8 @@ _WRONG: Final = 100
 _FEW: Final = 6
 #: Later than any time in the store: what lies in a queue now is what lay there.
 _ALWAYS: Final = datetime(9999, 1, 1)  # noqa: DTZ001 - naive, as the database's clock is
-_LOOKED_AFTER: Final = (TaskState.DISPATCHING, TaskState.BACKOFF)
+#: Of those that run: the ones on their messages. Leases are looked at apart.
+_LOOKED_AFTER: Final = (TaskState.DISPATCHING, TaskState.RUNNING, TaskState.BACKOFF)
 _WANTED: Final = (TaskState.READY, TaskState.UNROUTABLE, *SENT)
 _STRAYING: Final = (
     TaskState.BLOCKED,

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dane_core.message import Ask
 from dane_core.states import TaskState
 from dane_server.storage.chunk import ROWS, chunks
-from dane_server.storage.leasing import begun_by, quarantine
+from dane_server.storage.leasing import ON_MESSAGE, begun_by, quarantine
 from dane_server.storage.ruling import Act, Ruling, Standing, rule
 from dane_server.storage.statements import lease
 from dane_server.storage.statements import presence as sql
@@ -60,6 +60,7 @@ async def _standings(
             worker=row.worker,
             leased=bool(row.leased),
             is_over=bool(row.is_over),
+            renewed=row.beats > 0,
             starts=row.starts,
             paused=bool(jobs[row.job_id].paused),
             cancelling=bool(jobs[row.job_id].cancelling),
@@ -77,6 +78,7 @@ def _after(task: Standing, act: Act, ask: Ask) -> Standing:
             state=TaskState.RUNNING,
             worker=ask.worker,
             leased=False,
+            renewed=False,
             starts=task.starts + 1,
         )
     if act is Act.LEASE:
@@ -95,7 +97,8 @@ async def _carry_out(
     if starts := todo.get(Act.START):
         workers = {task_id: ask.worker for task_id, ask in starts.items()}
         starters = {task_id: begun_by(rows[task_id], who) for task_id, who in workers.items()}
-        await connection.execute(sql.let_start(workers, starters))
+        change = sql.let_start(workers, starters, ON_MESSAGE.total_seconds())
+        await connection.execute(change)
         for task_id in starts:
             row = rows[task_id]
             tally.move(row.job_id, TaskState(row.state), TaskState.RUNNING)

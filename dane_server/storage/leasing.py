@@ -18,6 +18,9 @@ from dane_server.storage.tally import Tally
 STARTS: Final = 3
 #: What may run at a worker stays with it for so long without a word of it.
 PATIENCE: Final = timedelta(seconds=60)
+#: A task runs on its message for this long at most before it goes onto a lease in any case: its
+#: message may be gone, and with it whatever the worker said of its end.
+ON_MESSAGE: Final = timedelta(minutes=2)
 
 #: The number that a lost attempt is kept with.
 _LOST: Final = 500
@@ -66,9 +69,14 @@ async def quarantine(
 
 
 def begun_by(row: sa.Row[Any], worker: str | None) -> str:
-    """Who has begun a task, with one worker more: JSON."""
+    """Who has begun a task, with one worker more, and with its holder: JSON.
+
+    The first to begin it was never asked about; it is known as long as it holds the task.
+    """
     before = orjson.loads(row.starters) if row.starters else []
-    return orjson.dumps([*before, worker or "unknown"]).decode()
+    is_held = row.state == TaskState.RUNNING and row.worker not in (None, worker, *before)
+    holder = [row.worker] if is_held else []
+    return orjson.dumps([*before, *holder, worker or "unknown"]).decode()
 
 
 def _accusation(starters: str) -> str:

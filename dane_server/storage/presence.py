@@ -1,18 +1,19 @@
 """Writes down who is here and what runs where, inside a transaction."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from dane_core.message import Gone, Heartbeat, Hello, Offer, Started, Ticket
-from dane_core.routing import inbox_queue
+from dane_core.message import Gone, Heartbeat, Hello, Leased, Offer, Started, Ticket
+from dane_core.routing import MAX_PRIORITY, inbox_queue
 from dane_core.states import IN_FLIGHT, SENT, TaskState
 from dane_server.storage.chunk import ROWS, chunks
-from dane_server.storage.leasing import lose_attempts
-from dane_server.storage.statements import dispatch, lease
+from dane_server.storage.leasing import ON_MESSAGE, PATIENCE, lose_attempts
+from dane_server.storage.statements import act, dispatch, lease
 from dane_server.storage.statements import presence as sql
 from dane_server.storage.submission import written
 from dane_server.storage.tally import Tally
@@ -34,13 +35,13 @@ async def note_news(connection: AsyncConnection, news: News, patience: float) ->
     Returns who works on what is not theirs any more.
     """
     standing = await _standing(connection, news)
-    renewed, unknown = _by_heartbeat(news.heartbeats, standing)
+    renewed, unknown, handed_off = _by_heartbeat(news.heartbeats, standing)
     on_message, on_lease = _begun([*news.started, *unknown], standing)
     for started in _at_a_time(on_message):
-        await connection.execute(sql.mark_running(started))
+        await connection.execute(sql.mark_running(started, ON_MESSAGE.total_seconds()))
     for started in _at_a_time(on_lease):
         await connection.execute(sql.mark_running_on_lease(started, patience))
-    for leased in _at_a_time(news.leased):
+    for leased in _at_a_time([*handed_off, *news.leased]):
         await connection.execute(sql.hand_off(leased))
     for some in chunks(renewed, ROWS):
         await connection.execute(sql.renew({ticket: renewed[ticket] for ticket in some}))
@@ -98,20 +99,35 @@ def _begun(
 
 def _by_heartbeat(
     heartbeats: Iterable[Heartbeat], standing: Mapping[int, sa.Row[Any]]
-) -> tuple[dict[Ticket, float], list[Started]]:
-    """Which leases go on, and what runs though its start was not heard of."""
+) -> tuple[dict[Ticket, float], list[Started], list[Leased]]:
+    """Which leases go on, and what runs though its start, or its hand-off, was not heard of."""
     renewed: dict[Ticket, float] = {}
     unknown: list[Started] = []
+    handed_off: list[Leased] = []
     for beat in heartbeats:
         for ticket in beat.running:
             row = standing.get(ticket.task_id)
             if row is None or not _is_current(row, ticket):
                 continue
-            if row.state == TaskState.RUNNING:
+            if ticket in beat.leased and _has_it_unknown(row, beat.worker):
+                handed_off.append(
+                    Leased(ticket=ticket, worker=beat.worker, runtime=0.0, lease=beat.lease)
+                )
+            elif row.state == TaskState.RUNNING:
                 renewed[ticket] = beat.lease
             else:
                 unknown.append(Started(ticket=ticket, worker=beat.worker, runtime=0.0))
-    return renewed, unknown
+    return renewed, unknown, handed_off
+
+
+def _has_it_unknown(row: sa.Row[Any], worker: str) -> bool:
+    """Whether it is not known that a task lives without its message, at this worker.
+
+    If the worker died nobody would see.
+    """
+    if row.state != TaskState.RUNNING:
+        return True
+    return not row.leased and row.worker in (None, worker)
 
 
 def _is_current(row: sa.Row[Any], ticket: Ticket) -> bool:
@@ -143,15 +159,24 @@ async def _zombies(
 
 async def see_workers(connection: AsyncConnection, hellos: Sequence[Hello]) -> frozenset[str]:
     """Note which workers are here, what they offer and run; returns the paused keys."""
-    for hello in hellos:
-        seen = await connection.execute(
-            sql.see_worker(hello.worker).values(running=_running(hello))
-        )
-        if seen.rowcount == 0:
-            await connection.execute(sql.add_worker().values(**_worker_row(hello)))
-        if hello.fresh or seen.rowcount == 0:
-            await _note_offers(connection, hello.offers)
+    offers: dict[str, Offer] = {}
+    # In one order everywhere: another server may hear other workers with the same keys.
+    for hello in sorted(hellos, key=lambda hello: hello.worker):
+        is_new = not await _see(connection, hello)
+        if is_new:
+            added = await connection.execute(sql.add_worker().values(**_worker_row(hello)))
+            if added.rowcount == 0:  # another server was quicker
+                await _see(connection, hello)
+        if hello.fresh or is_new:
+            offers |= {offer.key: offer for offer in hello.offers}
+    await _note_offers(connection, [offers[key] for key in sorted(offers)])
     return frozenset(await connection.scalars(dispatch.paused_keys()))
+
+
+async def _see(connection: AsyncConnection, hello: Hello) -> bool:
+    """Whether a worker was here already."""
+    change = sql.see_worker(hello.worker).values(running=_running(hello))
+    return (await connection.execute(change)).rowcount > 0
 
 
 def _worker_row(hello: Hello) -> Mapping[str, Any]:
@@ -184,18 +209,50 @@ async def _note_offers(connection: AsyncConnection, offers: Sequence[Offer]) -> 
         await connection.execute(sql.change_task_key(offer.key).values(offer=body))
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a walk over the tasks of a key has stopped."""
+
+    rank: int = 0
+    task_id: int = -1
+
+
+async def route_some(
+    connection: AsyncConnection, key: str, place: Place, limit: int
+) -> tuple[int, Place | None]:
+    """Some tasks of a key that found no queue may go; returns how many, and where to go on.
+
+    Never back to the first: what finds no queue again, being of a type that is not bound, would
+    go round for ever.
+    """
+    for rank in range(place.rank, MAX_PRIORITY + 1):
+        after = place.task_id if rank == place.rank else -1
+        found = await connection.execute(
+            act.tasks_of_key(key, TaskState.UNROUTABLE, rank, after, limit)
+        )
+        if ids := [row.id for row in found]:
+            moved = (await connection.execute(sql.routable_again(ids))).rowcount
+            return moved, Place(rank, ids[-1])
+    return 0, None
+
+
 async def lose_workers(connection: AsyncConnection, gone: Sequence[Gone], limit: int) -> int:
     """Forget workers that have ended, and begin anew what was leased to them; returns how many.
 
-    What they ran from a message the exchange gives to somebody else, who asks.
+    What they ran from a message the exchange gives to somebody else, who asks. Should nobody do
+    so for a while, the message is gone too.
     """
     reasons = {one.worker: one.reason for one in gone}
-    ids = sorted(await connection.scalars(lease.leased_by(sorted(reasons))))
+    ids = sorted(await connection.scalars(lease.held_by(sorted(reasons))))
     lost: dict[str, list[sa.Row[Any]]] = {}
     for some in chunks(ids, ROWS):
-        for row in await connection.execute(lease.held(some)):
-            if row.leased and row.worker in reasons:
+        rows = (await connection.execute(lease.held(some))).all()
+        theirs = [row for row in rows if row.worker in reasons]
+        for row in theirs:
+            if row.leased:
                 lost.setdefault(row.worker, []).append(row)
+        if on_message := [row.id for row in theirs if not row.leased]:
+            await connection.execute(lease.look_soon(on_message, PATIENCE.total_seconds()))
     tally = Tally()
     for worker, rows in sorted(lost.items()):
         reason = f"is gone: {reasons[worker]}" if reasons[worker] else "is gone"

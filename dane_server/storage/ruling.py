@@ -31,6 +31,7 @@ class Standing:
     worker: str | None
     leased: bool
     is_over: bool  # its lease has ended
+    renewed: bool  # its worker was heard of since it has this lease
     starts: int
     paused: bool
     cancelling: bool
@@ -49,7 +50,8 @@ def rule(ask: Ask, task: Standing | None, living: Container[str], *, limit: int)
 
     A message comes again when the connection of whoever had it is lost. If that was a worker
     that died with the task in its hands, the task may be to blame: it is let start again
-    `limit` times.
+    `limit` times. A worker does not ask about what it is doing: one that asks about its own task
+    was let start it, or begin it, and never did, unless it was heard to do it since.
     """
     ticket = ask.ticket
     if task is None:
@@ -57,7 +59,8 @@ def rule(ask: Ask, task: Standing | None, living: Container[str], *, limit: int)
     if task.attempt != ticket.attempt:
         return Ruling(f"attempt {ticket.attempt} was superseded by attempt {task.attempt}")
     if task.state is TaskState.RUNNING:
-        if task.leased and not task.is_over:
+        is_askers = task.worker == ask.worker and not task.renewed
+        if task.leased and not task.is_over and not is_askers:
             return Ruling(f"worker {task.worker} has it")
         if task.worker != ask.worker and task.worker in living:
             return Ruling(f"worker {task.worker} has it", Act.NONE if task.leased else Act.LEASE)
@@ -82,7 +85,7 @@ def _stopped(ask: Ask, task: Standing) -> Ruling | None:
 def _begin(ask: Ask, task: Standing, limit: int) -> Ruling:
     # Asked twice, or again after the verdict was lost: it is one start.
     begun_already = task.state is TaskState.RUNNING and task.worker == ask.worker
-    if not ask.redelivered or (begun_already and not task.leased):
+    if not ask.redelivered or (begun_already and not (task.leased and task.is_over)):
         return Ruling()
     if task.starts >= limit:
         return Ruling("it has ended the workers that began it", Act.QUARANTINE)

@@ -13,7 +13,7 @@ from dane_core.job import TaskId
 from dane_core.states import TaskState
 from dane_server.storage.chunk import ROWS, chunks
 from dane_server.storage.engine import Store
-from dane_server.storage.leasing import lose_attempts
+from dane_server.storage.leasing import STARTS, lose_attempts
 from dane_server.storage.recording import found_out, settle
 from dane_server.storage.statements import act, lease, presence, recording, sweep
 from dane_server.storage.tally import Tally
@@ -23,8 +23,6 @@ _EPOCH: Final = "epoch"
 #: As a moment stands in the value of an epoch.
 _MOMENT: Final = "%Y-%m-%dT%H:%M:%S.%f"
 _IDS: Final = 5000  # read at once, without locks
-#: A task runs on its message for this long at most before it goes onto a lease in any case.
-_UNWATCHED: Final = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,19 +181,21 @@ class Sweeps:
         return await self._end(over, end)
 
     async def _end(self, over: Sequence[Running], end: Callable[..., Any]) -> bool:
-        """End attempts that still run, some in each transaction; whether there were any."""
-        attempts = {one.task_id: one.attempt for one in over}
+        """End attempts that still run, some in each transaction; whether there were any.
+
+        An attempt that was begun anew since, by another worker, is not the one that was seen.
+        """
+        attempts = {one.task_id: (one.attempt, one.started_at) for one in over}
         ended = 0
 
         async def unit(connection: AsyncConnection, ids: Sequence[int]) -> int:
             found = [
                 row
                 for row in await connection.execute(lease.held(ids))
-                if row.state == TaskState.RUNNING and row.attempt == attempts[row.id]
+                if row.state == TaskState.RUNNING
+                and (row.attempt, row.started_at) == attempts[row.id]
             ]
-            jobs = recording.living_jobs({row.job_id for row in found})
-            living = {job.id for job in await connection.execute(jobs)} if found else set()
-            rows = [row for row in found if row.job_id in living]
+            rows = await _of_living_jobs(connection, found)
             if rows:
                 tally = Tally()
                 await end(connection, rows, tally)
@@ -207,9 +207,11 @@ class Sweeps:
         return ended > 0
 
     async def watch_unwatched(self, given: timedelta) -> None:
-        """Put onto a lease what has run on a message for so long that nobody may have it."""
-        found = sweep.runs_unwatched(_UNWATCHED.total_seconds(), _IDS)
-        await self._watch(await self._ids(found), given)
+        """Put onto a lease what has run on a message for so long that nobody may have it.
+
+        If it runs, the heartbeats of its worker renew the lease; if not, the lease ends.
+        """
+        await self._watch(await self._ids(sweep.runs_unwatched(_IDS)), given)
 
     async def watch_key(self, key: str, given: timedelta) -> None:
         """Put onto a lease what runs of a key whose queue is gone."""
@@ -323,14 +325,24 @@ class Sweeps:
         await self._change(sweep.replace_secret(_EPOCH, epoch.written, done.written))
         return moved
 
-    async def recover_from_lost_exchange(self) -> int:
-        """Everything that was in an exchange that is gone is sent again, as a new attempt."""
+    async def recover_from_lost_exchange(self, *, limit: int = STARTS) -> int:
+        """Everything that was in an exchange that is gone is sent again, as a new attempt.
+
+        Its workers are gone with it: a task that ran as `limit` of them ended fails.
+        """
         recovered = 0
 
         async def unit(connection: AsyncConnection) -> int:
             ids = list(await connection.scalars(sweep.lost_with_the_exchange(ROWS)))
-            if ids:
-                await connection.execute(sweep.send_anew(ids))
+            found = (await connection.execute(lease.held(ids))).all() if ids else []
+            ran = await _of_living_jobs(
+                connection, [row for row in found if row.state == TaskState.RUNNING]
+            )
+            if others := sorted(set(ids) - {row.id for row in ran}):
+                await connection.execute(sweep.send_anew(others))
+            tally = Tally()
+            await lose_attempts(connection, ran, "ended with its server", tally, limit=limit)
+            await tally.write(connection)
             return len(ids)
 
         while some := await self._store.write(unit):
@@ -355,6 +367,16 @@ class Sweeps:
             return int((await connection.execute(statement)).rowcount)
 
         return await self._store.write(unit)
+
+
+async def _of_living_jobs(
+    connection: AsyncConnection, rows: Sequence[sa.Row[Any]]
+) -> list[sa.Row[Any]]:
+    if not rows:
+        return []
+    jobs = recording.living_jobs({row.job_id for row in rows})
+    living = {job.id for job in await connection.execute(jobs)}
+    return [row for row in rows if row.job_id in living]
 
 
 def _running(row: sa.Row[Any]) -> Running:

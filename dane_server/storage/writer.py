@@ -22,7 +22,13 @@ from dane_server.storage.claiming import claim_ready, tickets
 from dane_server.storage.engine import Store
 from dane_server.storage.judging import judge
 from dane_server.storage.leasing import PATIENCE, STARTS
-from dane_server.storage.presence import lose_workers, note_news, see_workers
+from dane_server.storage.presence import (
+    Place,
+    lose_workers,
+    note_news,
+    route_some,
+    see_workers,
+)
 from dane_server.storage.recording import record
 from dane_server.storage.rejecting import count_forged
 from dane_server.storage.statements import dispatch, presence
@@ -165,12 +171,23 @@ class Writer:
         return await self._store.write(lambda connection: lose_workers(connection, gone, limit))
 
     async def route_again(self, keys: Sequence[str]) -> int:
-        """A worker has bound these keys: what waited for one is ready. Returns how many."""
+        """A worker has bound these keys: what waited for one is ready. Returns how many.
 
-        async def unit(connection: AsyncConnection) -> int:
-            return (await connection.execute(presence.routable_again(keys))).rowcount
+        A walk: some at a time, each in a transaction of its own.
+        """
+        routed = 0
+        for key in keys:
+            place: Place | None = Place()
+            while place is not None:
+                some, place = await self.route_some(key, place)
+                routed += some
+        return routed
 
-        return await self._store.write(unit)
+    async def route_some(self, key: str, place: Place) -> tuple[int, Place | None]:
+        """One step of that walk; returns how many are ready, and where to go on."""
+        return await self._store.write(
+            lambda connection: route_some(connection, key, place, _ROUTED_AT_ONCE)
+        )
 
     # --- sharing ------------------------------------------------------------------------
 
@@ -184,5 +201,7 @@ class Writer:
         return await self._store.write(unit)
 
 
+#: Tasks that one step of a walk makes ready, under locks.
+_ROUTED_AT_ONCE: Final = 500
 #: Somebody looks at a queued task again after this long, should nothing else have happened.
 _HORIZON: Final = timedelta(hours=1)

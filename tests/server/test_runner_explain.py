@@ -236,7 +236,7 @@ def test_it_is_running() -> None:
 
     assert told.reason == "running"
     assert "on w1 since 2026-05-04 12:30:00 UTC, 25% done" in told.sentence
-    assert told.data == {"worker": "w1", "progress": 0.25}
+    assert told.data == {"worker": "w1", "progress": 0.25, "due_at": None}
 
 
 def test_it_runs_on_a_lease_and_says_when_somebody_looks_again() -> None:

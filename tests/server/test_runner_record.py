@@ -212,11 +212,15 @@ class Picky(Writer):
     """A writer that a certain answer is too much for, or that has no database for a while."""
 
     away = 0
+    confused = 0
 
     async def record(self, answers: Sequence[Answer], *, window: int, lease: timedelta) -> Recorded:
         if self.away:
             self.away -= 1
             raise StoreUnreachable("not now")
+        if self.confused:
+            self.confused -= 1
+            raise ValueError("somebody was quicker")
         for answer in answers:
             if answer.message == "poison":
                 raise ValueError("no column is wide enough")
@@ -296,6 +300,30 @@ async def test_a_report_that_cannot_be_written_down_is_parked_alone(ledger: Ledg
     assert parked.envelope.headers["from"] == RESPONSE_QUEUE
     assert (poisoned.state, poisoned.number) == (TaskState.FAILED, 500)
     assert poisoned.message == "its answer cannot be recorded: ValueError: no column is wide enough"
+
+
+async def test_a_report_that_failed_once_is_tried_again_before_it_is_parked(
+    ledger: Ledger,
+) -> None:
+    """Two servers had something to write of the same row; that has passed."""
+    exchange = MemoryExchange()
+    [answer] = await signed_answers(ledger, 1)
+    await exchange.declare_queue(RESPONSE_QUEUE)
+    await exchange.send(RESPONSE_QUEUE, [answer.seal()])
+    writer = Picky(ledger.store)
+    writer.confused = 1
+    recording = asyncio.create_task(recorder(writer, exchange).run())
+
+    async def taken() -> bool:
+        view = await ledger.reader.task(answer.ticket.task_id)
+        return view.task.state is TaskState.SUCCEEDED
+
+    await until(taken)
+    dead = await exchange.depth(DEAD_QUEUE)
+    recording.cancel()
+
+    assert dead is not None
+    assert dead.waiting == 0
 
 
 async def test_no_report_is_parked_for_want_of_a_database(ledger: Ledger) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dane_core.states import JobStatus, TaskState
 from dane_server.storage.acts import Acts
 from dane_server.storage.engine import Store
+from dane_server.storage.presence import Place
 from dane_server.storage.view import Claim
 from dane_server.storage.writer import Writer
 from tests.server.audit import audit
@@ -410,6 +411,25 @@ async def test_a_task_without_a_queue_goes_as_soon_as_one_is_bound(ledger: Ledge
     assert keys_of(await ledger.claim()) == ["A"]
 
 
+async def test_a_walk_over_what_has_no_queue_ends_though_they_find_none_again(
+    ledger: Ledger,
+) -> None:
+    """The queue that was bound may be for another type."""
+    await ledger.submit(parallel(*["A"] * 1100))
+    while claims := await ledger.claim():
+        await ledger.mark(unroutable=claims)
+    steps, place = [], Place()
+    while True:
+        moved, after = await ledger.writer.route_some("A", place)
+        if after is None:
+            break
+        steps.append(moved)
+        place = after
+        await ledger.mark(unroutable=await ledger.claim(window=5000))
+
+    assert steps == [500, 500, 100]
+
+
 async def test_a_task_without_a_queue_is_tried_again_after_some_time(ledger: Ledger) -> None:
     """The worker's hello may be lost."""
     await ledger.submit("A")
@@ -474,6 +494,20 @@ async def test_everything_in_a_lost_exchange_is_sent_anew(ledger: Ledger) -> Non
     assert len(late.late) == 1
     assert sorted(keys_of(again)) == ["A", "B"]
     assert {claim.attempt for claim in again} == {2}
+    assert await audit(ledger.store, job) == []
+
+
+async def test_a_task_that_ends_an_embedded_server_each_time_fails(ledger: Ledger) -> None:
+    job = await ledger.submit(parallel("A", "B"))
+    for _ in range(3):
+        sent = {claim.key: claim for claim in await ledger.send()}
+        await ledger.writer.note_reports([started(sent["A"])], [], [])
+        await ledger.sweeps.recover_from_lost_exchange()
+
+    assert await ledger.states(job) == {"A": TaskState.FAILED, "B": TaskState.READY}
+    view = await ledger.reader.task((await ledger.task(job, "A")).id)
+    assert view.task.message == "it has ended 1 worker that began it: w1"
+    assert [one.message for one in view.attempts[:2]] == ["worker w1 ended with its server"] * 2
     assert await audit(ledger.store, job) == []
 
 

@@ -1,5 +1,7 @@
 """What runs is known: by its message, or by a lease that its worker renews."""
 
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from dane_server.storage.statements import lease
 from dane_server.storage.tally import Tally
 from dane_server.storage.view import Claim
 from tests.server.audit import audit
+from tests.server.clock import clock_put
 from tests.server.ledger import (
     Ledger,
     answer,
@@ -102,6 +105,76 @@ async def test_a_heartbeat_renews_what_is_leased_and_only_that(ledger: Ledger) -
     assert await seconds_left(ledger, on_lease.task_id) == pytest.approx(300, abs=20)
     other = await row(ledger, on_message.task_id)
     assert (other.state, other.beats, other.leased) == (RUNNING, 0, False)
+
+
+async def test_a_hand_off_that_was_lost_is_made_good_by_the_next_heartbeat(
+    ledger: Ledger,
+) -> None:
+    """The message is settled: were its worker to die, nobody would see."""
+    job = await ledger.submit(parallel("A", "B", "C"))
+    running, unheard_of, others = await ledger.send()
+    await ledger.writer.note_reports([started(running), started(others, "w2")], [], [])
+
+    beat = heartbeat(running, unheard_of, others, lease=300)
+    beat = replace(beat, leased=frozenset(beat.running))
+    await ledger.writer.note_reports([], [], [], heartbeats=[beat])
+
+    rows = [await row(ledger, one.task_id) for one in (running, unheard_of, others)]
+    assert [(one.state, one.worker) for one in rows] == [
+        (RUNNING, "w1"),
+        (RUNNING, "w1"),
+        (RUNNING, "w2"),  # on its own message: of that worker the broker tells
+    ]
+    assert [one.leased for one in rows] == [True, True, False]
+    assert await seconds_left(ledger, running.task_id) == pytest.approx(300, abs=20)
+    assert await die(ledger, "w1") == 2
+    assert await audit(ledger.store, job) == []
+
+
+@pytest.mark.parametrize("begun", ["started", "asked"])
+async def test_an_answer_lost_with_the_responses_is_missed_in_minutes(
+    ledger: Ledger, begun: str
+) -> None:
+    """The message is settled, the answer was confirmed, and then the queue was deleted."""
+    job = await ledger.submit("A")
+    [claim] = await ledger.send()
+    if begun == "started":
+        await ledger.writer.note_reports([started(claim)], [], [])
+    else:
+        await judge(ledger, claim, "w1")
+    minute = timedelta(minutes=1)
+    await ledger.sweeps.watch_unwatched(minute)
+    early = (await row(ledger, claim.task_id)).leased
+
+    with clock_put(ledger.store, 130):
+        await ledger.sweeps.watch_unwatched(minute)
+    with clock_put(ledger.store, 200):
+        over = (await ledger.sweeps.look()).running
+        lost = await ledger.sweeps.lose(over, "was not heard of for 60 s", limit=3)
+        [again] = await ledger.send()
+
+    assert not early
+    assert lost
+    assert (again.task_id, again.attempt) == (claim.task_id, 2)
+    assert await audit(ledger.store, job) == []
+
+
+async def test_a_living_worker_keeps_what_it_has_run_on_a_message_for_long(
+    ledger: Ledger,
+) -> None:
+    job = await ledger.submit("A")
+    [claim] = await ledger.send()
+    await ledger.writer.note_reports([started(claim)], [], [])
+
+    with clock_put(ledger.store, 130):
+        await ledger.sweeps.watch_unwatched(timedelta(minutes=1))
+        await ledger.writer.note_reports([], [], [], heartbeats=[heartbeat(claim)])
+    with clock_put(ledger.store, 180):
+        over = (await ledger.sweeps.look()).running
+        await ledger.sweeps.lose(over, "was not heard of for 60 s", limit=3)
+
+    assert await ledger.states(job) == {"A": RUNNING}
+    assert (await row(ledger, claim.task_id)).attempt == 1
 
 
 async def test_a_worker_that_only_beats_is_not_forgotten(ledger: Ledger) -> None:
@@ -268,6 +341,18 @@ async def test_what_was_leased_to_a_worker_that_is_gone_begins_anew(ledger: Ledg
     assert await die(ledger, "w1") == 0
 
 
+async def test_what_a_dead_worker_had_on_a_message_is_looked_at_soon(ledger: Ledger) -> None:
+    """Somebody else should ask about it; unless the message is gone too."""
+    await ledger.submit("A")
+    [claim] = await ledger.send()
+    await ledger.writer.note_reports([started(claim, "w1")], [], [])
+
+    await die(ledger, "w1")
+
+    assert await seconds_left(ledger, claim.task_id) == pytest.approx(60, abs=20)
+    assert not (await row(ledger, claim.task_id)).leased
+
+
 async def test_a_task_that_has_ended_three_workers_fails_and_names_them(ledger: Ledger) -> None:
     job = await ledger.submit(sequence(task("A", allow_failure=True), "B"))
 
@@ -374,7 +459,8 @@ async def test_the_task_of_a_worker_that_is_gone_goes_to_who_asks(ledger: Ledger
     assert await judge(ledger, claim, "w2") == ""
 
     found = await row(ledger, claim.task_id)
-    assert (found.worker, found.attempt, found.starters) == ("w2", 1, '["w2"]')
+    assert (found.worker, found.attempt, found.starters) == ("w2", 1, '["w1","w2"]')
+    assert found.starts == 1
 
 
 async def test_a_lease_holds_against_asks_until_it_has_ended(ledger: Ledger) -> None:
@@ -401,6 +487,25 @@ async def test_two_asks_for_one_task_in_one_batch_start_it_once(ledger: Ledger) 
     found = await row(ledger, claim.task_id)
     assert objections == ["", "worker w2 has it"]
     assert (found.worker, found.starts, found.leased) == ("w2", 1, True)
+
+
+async def test_who_was_let_start_a_task_is_let_again_though_it_is_on_a_lease(
+    ledger: Ledger,
+) -> None:
+    """The verdict was lost with the runner, and another asked meanwhile."""
+    await ledger.submit("A")
+    [claim] = await ledger.send()
+    await ledger.writer.see_workers([hello("A", worker="w2")])
+    await judge(ledger, claim, "w2")
+
+    others = await judge(ledger, claim, "w3")
+    own = await judge(ledger, claim, "w2")
+    await ledger.writer.note_reports([], [], [], heartbeats=[heartbeat(claim, worker="w2")])
+    at_work = await judge(ledger, claim, "w2")
+
+    assert (others, own, at_work) == ("worker w2 has it", "", "worker w2 has it")
+    found = await row(ledger, claim.task_id)
+    assert (found.starts, found.leased) == (1, True)
 
 
 async def test_the_same_ask_again_is_the_same_start(ledger: Ledger) -> None:

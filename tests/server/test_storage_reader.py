@@ -582,6 +582,16 @@ async def test_two_servers_hear_the_first_hello_of_a_worker_at_once(ledger: Ledg
     assert len((await ledger.reader.keys())[0].workers) == 1
 
 
+async def test_hellos_of_workers_with_the_same_keys_get_by_each_other(ledger: Ledger) -> None:
+    """A whole site starts at once, and every server hears some of it."""
+    offers = ["A", "B", "C"], ["C", "B", "A"]
+    hellos = [hello(*offers[n % 2], worker=f"w{n % 3}") for n in range(12)]
+
+    await asyncio.gather(*(ledger.writer.see_workers([one]) for one in hellos))
+
+    assert [len(key.workers) for key in await ledger.reader.keys()] == [3, 3, 3]
+
+
 async def test_the_wait_of_a_task_without_a_worker_is_counted(ledger: Ledger) -> None:
     await ledger.submit("A")
     await ledger.mark(unroutable=await ledger.claim())

@@ -18,6 +18,7 @@ QUEUED = Standing(
     worker=None,
     leased=False,
     is_over=False,
+    renewed=False,
     starts=0,
     paused=False,
     cancelling=False,
@@ -59,7 +60,8 @@ FAILED = Ruling("it has ended the workers that began it", Act.QUARANTINE)
         # on a lease
         (LEASED, ALIVE, THEIRS),
         (LEASED, GONE, THEIRS),
-        (replace(LEASED, worker="w2"), ALIVE, Ruling("worker w2 has it")),
+        (replace(LEASED, worker="w2", renewed=True), ALIVE, Ruling("worker w2 has it")),
+        (replace(LEASED, worker="w2"), ALIVE, GO),
         (OVER, ALIVE, THEIRS),
         (OVER, GONE, START),
         (replace(OVER, worker="w2"), ALIVE, START),

@@ -16,7 +16,7 @@ from dane_server.storage.statements import sweep
 from dane_server.storage.sweeps import Running
 from tests.server.audit import audit
 from tests.server.clock import clock_put
-from tests.server.ledger import LEASE, Ledger, answer, parallel, sequence, task, ticket_of
+from tests.server.ledger import LEASE, Ledger, answer, ask, parallel, sequence, task, ticket_of
 
 BACKOFF, FAILED, QUEUED, READY, RUNNING = (
     TaskState.BACKOFF,
@@ -191,6 +191,20 @@ async def test_an_answer_is_quicker_than_the_deadline(ledger: Ledger) -> None:
     assert await ledger.status(job) is JobStatus.SUCCEEDED
 
 
+async def test_who_was_let_start_the_same_attempt_since_has_all_of_its_time(
+    ledger: Ledger,
+) -> None:
+    job = await ledger.submit(task("A", timeout=60))
+    [claim] = await ledger.send()
+    await begin(ledger, job)
+    over = await running(ledger)
+    with clock_put(ledger.store, 90):
+        await ledger.writer.judge([ask(claim, "w2", redelivered=True)])
+
+        assert not await ledger.sweeps.time_out(over)
+    assert await ledger.states(job) == {"A": RUNNING}
+
+
 async def test_only_what_has_a_lease_or_a_timeout_is_watched(ledger: Ledger) -> None:
     job = await ledger.submit(parallel(task("A", timeout=60), "B", "C"))
     await ledger.send()
@@ -315,7 +329,7 @@ async def test_sweeping_reads_no_more_rows_than_it_takes(mariadb_store: Any) -> 
             "next_due": await read_by(connection, sweep.next_due()),
             "too late": await read_by(connection, sweep.due_too_late(TaskState.BACKOFF, 0, 500)),
             "running": await read_by(connection, sweep.running()),
-            "unwatched": await read_by(connection, sweep.runs_unwatched(600, 500)),
+            "unwatched": await read_by(connection, sweep.runs_unwatched(500)),
             "keys": await read_by(connection, sweep.keys_queued()),
             "horizon": await read_by(connection, sweep.past_horizon(500)),
         }

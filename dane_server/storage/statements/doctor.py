@@ -170,7 +170,7 @@ def long_overdue(state: TaskState, seconds: float) -> sa.Select[Any]:
     """Tasks that should have been looked at long ago."""
     return (
         sa.select(tasks.c.id, tasks.c.task_key, tasks.c.due_at, now().label("now"))
-        .where(tasks.c.state == state, tasks.c.due_at < later(-seconds))
+        .where(tasks.c.state == state, sa.not_(tasks.c.leased), tasks.c.due_at < later(-seconds))
         .order_by(tasks.c.due_at)
         .limit(100)
     )

@@ -23,6 +23,7 @@ def held(ids: Sequence[int]) -> sa.Select[Any]:
             *ENDED,
             tasks.c.dispatch,
             tasks.c.leased,
+            tasks.c.beats,
             tasks.c.starts,
             tasks.c.starters,
             sa.func.coalesce(tasks.c.due_at <= now(), sa.true()).label("is_over"),
@@ -34,10 +35,10 @@ def held(ids: Sequence[int]) -> sa.Select[Any]:
     )
 
 
-def leased_by(workers: Sequence[str]) -> sa.Select[Any]:
-    """The ids of tasks that are leased to some workers."""
+def held_by(workers: Sequence[str]) -> sa.Select[Any]:
+    """The ids of tasks that run at some workers, on a lease or on their messages."""
     return sa.select(tasks.c.id).where(
-        tasks.c.state == TaskState.RUNNING, tasks.c.leased, tasks.c.worker.in_(workers)
+        tasks.c.state == TaskState.RUNNING, tasks.c.worker.in_(workers)
     )
 
 
@@ -66,6 +67,15 @@ def begin_anew(ids: Sequence[int]) -> sa.Update:
             started_at=None,
             **NOT_LEASED,
         )
+    )
+
+
+def look_soon(ids: Sequence[int], seconds: float) -> sa.Update:
+    """Locked tasks that run on a message are looked at after so many seconds."""
+    return (
+        sa.update(tasks)
+        .where(tasks.c.id.in_(ids), tasks.c.state == TaskState.RUNNING, sa.not_(tasks.c.leased))
+        .values(due_at=later(seconds))
     )
 
 

@@ -48,12 +48,15 @@ def _sendings(tickets: Iterable[Ticket]) -> sa.ColumnElement[bool]:
 # --- what runs ------------------------------------------------------------------------------
 
 
-def mark_running(started: Sequence[Started]) -> sa.Update:
-    """Begun from the message that was sent last: it brings the task back if the worker dies."""
+def mark_running(started: Sequence[Started], on_message: float) -> sa.Update:
+    """Begun from the message that was sent last: it brings the task back if the worker dies.
+
+    Whether it still runs on that message is looked at after `on_message` seconds.
+    """
     return (
         sa.update(tasks)
         .where(_sendings(one.ticket for one in started), tasks.c.state.in_(_SENT))
-        .values(**_begun(started))
+        .values(due_at=later(on_message), **_begun(started))
     )
 
 
@@ -109,7 +112,14 @@ def renew(leases: Mapping[Ticket, float]) -> sa.Update:
 def standing_of(ids: Sequence[int]) -> sa.Select[Any]:
     """Where tasks stand of which workers speak, locked in the order of their ids."""
     return (
-        sa.select(tasks.c.id, tasks.c.attempt, tasks.c.dispatch, tasks.c.state)
+        sa.select(
+            tasks.c.id,
+            tasks.c.attempt,
+            tasks.c.dispatch,
+            tasks.c.state,
+            tasks.c.worker,
+            tasks.c.leased,
+        )
         .with_hint(tasks, "FORCE INDEX (PRIMARY)", "mysql")
         .where(tasks.c.id.in_(ids))
         .order_by(tasks.c.id)
@@ -174,7 +184,9 @@ _BACK: Final[Mapping[str, Any]] = {
 }
 
 
-def let_start(workers_of: Mapping[int, str], starters: Mapping[int, str]) -> sa.Update:
+def let_start(
+    workers_of: Mapping[int, str], starters: Mapping[int, str], on_message: float
+) -> sa.Update:
     """Locked tasks begin at workers that asked; each is a start more, of those in `starters`."""
     return (
         sa.update(tasks)
@@ -183,6 +195,7 @@ def let_start(workers_of: Mapping[int, str], starters: Mapping[int, str]) -> sa.
             state=TaskState.RUNNING,
             worker=by_task(workers_of),
             started_at=now(),
+            due_at=later(on_message),
             starts=tasks.c.starts + 1,
             starters=by_task(starters),
             progress=None,
@@ -204,7 +217,8 @@ def forget_workers(ids: Sequence[str]) -> sa.Delete:
 
 
 def add_worker() -> sa.Insert:
-    return sa.insert(workers).values(seen_at=now(), since=now())
+    """Two servers may hear of a new worker at once."""
+    return insert_missing(workers).values(seen_at=now(), since=now())
 
 
 def see_worker(worker: str) -> sa.Update:
@@ -235,11 +249,11 @@ def change_task_key(key: str) -> sa.Update:
     return sa.update(task_keys).where(task_keys.c.task_key == key)
 
 
-def routable_again(keys: Sequence[str]) -> sa.Update:
-    """A queue was bound for these keys: what waited for a worker may go."""
+def routable_again(ids: Sequence[int]) -> sa.Update:
+    """A queue was bound for these tasks: those that still wait for one may go."""
     return (
         sa.update(tasks)
-        .where(tasks.c.state == TaskState.UNROUTABLE, tasks.c.task_key.in_(keys))
+        .where(tasks.c.id.in_(ids), tasks.c.state == TaskState.UNROUTABLE)
         .values(state=TaskState.READY, due_at=now())
     )
 

@@ -62,7 +62,7 @@ def due_too_late(state: TaskState, ceiling: float, limit: int) -> sa.Select[Any]
     return (
         sa.select(tasks.c.id)
         .with_hint(tasks, _BY_TIME, "mysql")
-        .where(tasks.c.state == state, tasks.c.due_at > later(ceiling), _waits_for_a_time(state))
+        .where(tasks.c.state == state, tasks.c.due_at > later(ceiling))
         .limit(limit)
     )
 
@@ -71,18 +71,9 @@ def look_sooner(ids: Sequence[int], state: TaskState, ceiling: float) -> sa.Upda
     """Look at tasks after so many seconds at the latest."""
     return (
         sa.update(tasks)
-        .where(
-            tasks.c.id.in_(ids),
-            tasks.c.state == state,
-            tasks.c.due_at > later(ceiling),
-            _waits_for_a_time(state),
-        )
+        .where(tasks.c.id.in_(ids), tasks.c.state == state, tasks.c.due_at > later(ceiling))
         .values(due_at=later(ceiling))
     )
-
-
-def _waits_for_a_time(state: TaskState) -> sa.ColumnElement[bool]:
-    return tasks.c.leased if state is TaskState.RUNNING else sa.true()
 
 
 # --- what runs --------------------------------------------------------------------------------
@@ -113,8 +104,8 @@ def running() -> sa.Select[Any]:
     )
 
 
-def runs_unwatched(after: float, limit: int) -> sa.Select[Any]:
-    """What has run for so many seconds on a message that the exchange may have lost."""
+def runs_unwatched(limit: int) -> sa.Select[Any]:
+    """What has run for its time on a message that the exchange may have lost."""
     return (
         sa.select(tasks.c.id)
         .with_hint(tasks, _BY_TIME, "mysql")
@@ -122,7 +113,6 @@ def runs_unwatched(after: float, limit: int) -> sa.Select[Any]:
             tasks.c.state == TaskState.RUNNING,
             tasks.c.due_at <= now(),
             sa.not_(tasks.c.leased),
-            sa.func.coalesce(tasks.c.started_at, tasks.c.due_at) <= later(-after),
         )
         .limit(limit)
     )
