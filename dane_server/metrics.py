@@ -3,37 +3,106 @@
 A room that counts something is given `Metrics` and says `metrics.rejected.labels("stale").inc()`;
 a new number is a line in `__init__`. Labels come from short lists (checks, states, reasons) or
 are task keys, which are few. What is read from elsewhere at the moment of asking is set in
-`api/metrics.py`.
+`runner/gauges.py`. What is counted is kept in the store (`runner/totals.py`), so that every
+server shows what any of them has counted, and none begins at 0 again.
 """
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Info, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Info, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 #: Seconds between two measurements of how late the event loop is.
 _TICK = 0.5
 
+#: What is counted: the name of a number and its label, "" for one that has none.
+Counted = tuple[str, str]
+
+
+class Totals(Collector):
+    """Numbers that only grow: those in the store, and what was counted here since."""
+
+    def __init__(self) -> None:
+        self._explained: dict[str, tuple[str, str]] = {}
+        self._stored: Counter[Counted] = Counter()
+        self._pending: Counter[Counted] = Counter()
+
+    def add(self, name: str, text: str, label: str = "") -> "Total":
+        """Have one more number, of one label at most."""
+        self._explained[name] = (text, label)
+        return Total(self, name)
+
+    def count(self, name: str, label: str, number: int) -> None:
+        self._pending[name, label] += number
+
+    @property
+    def pending(self) -> Mapping[Counted, int]:
+        """What the store does not have yet."""
+        return Counter({what: number for what, number in self._pending.items() if number})
+
+    def stored(self, some: Mapping[Counted, int]) -> None:
+        """So much of what was pending is in the store now."""
+        self._pending.subtract(some)
+        self._stored.update(some)
+
+    def learn(self, read: Mapping[Counted, int]) -> None:
+        """Take over what the store has; what was shown once is never shown smaller."""
+        self._stored |= Counter(read)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """All of it, as Prometheus wants it."""
+        counts = self._stored + self._pending
+        for name, (text, label) in self._explained.items():
+            family = CounterMetricFamily(f"dane_{name}", text, labels=[label] if label else [])
+            for (of, value), number in sorted(counts.items()):
+                if of == name and label:
+                    family.add_metric([value], number)
+            if not label:
+                family.add_metric([], counts[name, ""])
+            yield family
+
+
+class Total:
+    """One number of `Totals`, to be counted up."""
+
+    def __init__(self, totals: Totals, name: str, label: str = "") -> None:
+        self._totals = totals
+        self._name = name
+        self._label = label
+
+    def labels(self, label: str) -> "Total":
+        return Total(self._totals, self._name, label)
+
+    def inc(self, number: int = 1) -> None:
+        self._totals.count(self._name, self._label, number)
+
 
 class Metrics:
-    """Counters and gauges in a registry of their own."""
+    """Totals and gauges in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.divergences = self._counter(
-            "dane_divergence", "Divergences found between store, broker and workers", "check"
+        self.totals = Totals()
+        count = self.totals.add
+        self.divergences = count(
+            "divergence", "Divergences found between store, broker and workers", "check"
         )
-        self.repairs = self._counter("dane_repair", "Divergences repaired by the server", "check")
-        self.rejected = self._counter("dane_rejected", "Answers that were not recorded", "reason")
-        self.removed = self._counter("dane_retention", "Rows and jobs that were too old", "kind")
+        self.repairs = count("repair", "Divergences repaired by the server", "check")
+        self.rejected = count("rejected", "Answers that were not recorded", "reason")
+        self.removed = count("retention", "Rows and jobs that were too old", "kind")
+        self.rebuilds = count(
+            "consumer_rebuilds", "Consumers made anew because they had gone silent"
+        )
+        self.registry.register(self.totals)
         self.tasks = self._gauge("dane_tasks", "Tasks that are not settled", "state", "task_key")
         self.waiting = self._gauge("dane_queue_messages", "Messages that wait", "queue")
         self.consumers = self._gauge("dane_queue_consumers", "Consumers of a queue", "queue")
         self.connections = self._gauge("dane_store_connections", "Connections in use", "pool")
         self.lag = self._gauge("dane_event_loop_lag_seconds", "How late the event loop is")
-        self.rebuilds = self._gauge(
-            "dane_consumer_rebuilds", "Consumers made anew because they had gone silent"
-        )
         self.paused = self._gauge("dane_dispatcher_paused", "1 while the broker takes no messages")
         self.reached = self._gauge("dane_reachable", "1 when it answers", "part")
         info = Info("dane_server", "The version that runs", registry=self.registry)
@@ -50,9 +119,6 @@ class Metrics:
             due = loop.time() + _TICK
             await asyncio.sleep(_TICK)
             self.lag.set(max(loop.time() - due, 0.0))
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)

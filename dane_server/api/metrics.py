@@ -1,7 +1,7 @@
 """How the server is, for those who watch it: its metrics, and what the doctor found last."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -30,9 +30,7 @@ class DivergenceBody(TypedDict):
 class DoctorBody(TypedDict):
     """What the last round of checks found."""
 
-    checked_at: Annotated[
-        datetime | None, Field(description="null: none was made yet, or not in this process.")
-    ]
+    checked_at: Annotated[datetime | None, Field(description="null: none was made yet.")]
     divergences: list[DivergenceBody]
 
 
@@ -45,18 +43,18 @@ async def get_metrics(runner: TheRunner) -> Response:
 @router.get(f"{PREFIX}/doctor", responses={200: {"model": DoctorBody}})
 async def get_doctor(runner: TheRunner) -> Response:
     """What the server's own checks found last: those of `dane doctor`, made all the time."""
-    made = runner.rounds.last if runner.rounds is not None else None
+    made = await runner.last_round()
     if made is None:
         return Answer(DoctorBody(checked_at=None, divergences=[]))
-    found = [
+    divergences = [
         DivergenceBody(
-            check=finding.check,
-            subject=finding.subject,
-            ids=list(finding.ids),
-            sentence=finding.sentence,
-            advice=finding.advice,
-            repaired=finding in made.repaired,
+            check=cast("Check", found.check),
+            subject=found.subject,
+            ids=list(found.ids),
+            sentence=found.sentence,
+            advice=found.advice,
+            repaired=found.repaired,
         )
-        for finding in made.findings
+        for found in made.divergences
     ]
-    return Answer(DoctorBody(checked_at=made.at, divergences=found))
+    return Answer(DoctorBody(checked_at=made.at, divergences=divergences))

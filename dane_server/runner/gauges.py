@@ -10,6 +10,7 @@ from dane_core.exchange.base import Exchange
 from dane_core.routing import DEAD_QUEUE, work_queue
 from dane_core.states import SETTLED, TaskState
 from dane_server.metrics import Metrics
+from dane_server.runner.totals import TotalsKeeper
 from dane_server.storage.access import Access
 
 #: A number that is asked for again within this time is the one that was read last.
@@ -27,12 +28,16 @@ class Gauges:
         pools: Mapping[str, Access],
         exchange: Exchange,
         response_queue: str,
+        totals: TotalsKeeper | None = None,
         fresh: timedelta = FRESH,
     ) -> None:
         self._metrics = metrics
         self._pools = pools
         self._exchange = exchange
         self._response_queue = response_queue
+        self._totals = totals or TotalsKeeper(
+            metrics=metrics, bulletin=next(iter(pools.values())).bulletin, exchange=exchange
+        )
         self._fresh = fresh.total_seconds()
         self._read_at: float | None = None
         self._one_at_a_time = asyncio.Lock()
@@ -55,6 +60,7 @@ class Gauges:
         keys: list[str] = []
         try:
             keys = await self._count_tasks()
+            await self._totals.look()
             metrics.reached.labels("store").set(1)
         except StoreUnreachable:
             metrics.reached.labels("store").set(0)
@@ -86,5 +92,3 @@ class Gauges:
             for use, number in access.examiner.connections.items():
                 metrics.connections.labels(f"{name}.{use}").set(number)
         metrics.paused.set(bool(exchange.blocked) or not exchange.connected)
-        # Only consumers on RabbitMQ can go deaf.
-        metrics.rebuilds.set(getattr(exchange, "cures", 0))

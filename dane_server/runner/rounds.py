@@ -5,13 +5,14 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from dane_core.errors import Unreachable
 from dane_server.metrics import Metrics
 from dane_server.runner.checks import Finding, Repair, Sighting
 from dane_server.runner.doctor import Doctor
+from dane_server.storage.bulletin import Bulletin, Divergence
 from dane_server.storage.turns import Turns
 from dane_server.supervise import Stopping
 
@@ -24,9 +25,8 @@ BY_ITSELF: Final = frozenset({Repair.RECOUNT, Repair.RING, Repair.ROUTE, Repair.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """What the last round of checks found, and when it ended."""
+    """What one round of checks found."""
 
-    at: datetime
     findings: Sequence[Finding]
     repaired: Sequence[Finding]
 
@@ -39,6 +39,7 @@ class Rounds:
         *,
         doctor: Doctor,
         turns: Turns,
+        bulletin: Bulletin,
         metrics: Metrics,
         every: timedelta,
         stopping: Stopping | None = None,
@@ -46,12 +47,11 @@ class Rounds:
         self._stopping = stopping or Stopping()
         self._doctor = doctor
         self._turns = turns
+        self._bulletin = bulletin
         self._metrics = metrics
         self._every = every
         self._before: Sighting | None = None
         self._known: frozenset[tuple[str, str]] = frozenset()
-        #: None until a round was made here.
-        self.last: Round | None = None
 
     async def run(self) -> None:
         """Go round until told to stop."""
@@ -79,8 +79,8 @@ class Rounds:
             findings += await doctor.examine_some_jobs()
         self._tell(findings)
         repaired = [finding for finding in findings if await self._repair(finding)]
-        self.last = Round(at=datetime.now(UTC), findings=findings, repaired=repaired)
-        return self.last
+        await self._bulletin.tell_round([_shown(one, one in repaired) for one in findings])
+        return Round(findings=findings, repaired=repaired)
 
     def _tell(self, findings: Sequence[Finding]) -> None:
         """Count and log what was not there in the round before."""
@@ -101,6 +101,17 @@ class Rounds:
             return False
         self._metrics.repairs.labels(finding.check.value).inc()
         return done
+
+
+def _shown(finding: Finding, repaired: bool) -> Divergence:  # noqa: FBT001
+    return Divergence(
+        check=finding.check.value,
+        subject=finding.subject,
+        ids=finding.ids,
+        sentence=finding.sentence,
+        advice=finding.advice,
+        repaired=repaired,
+    )
 
 
 def _words(finding: Finding) -> tuple[str, str, str]:

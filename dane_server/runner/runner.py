@@ -22,7 +22,9 @@ from dane_server.runner.rounds import Rounds
 from dane_server.runner.submit import Folders, Submissions
 from dane_server.runner.sweep import Sweeper
 from dane_server.runner.ticket import SIGNING_KEY, Signer, new_secret
+from dane_server.runner.totals import TotalsKeeper
 from dane_server.storage.access import Access
+from dane_server.storage.bulletin import LastRound
 from dane_server.storage.view import Once, Submitted
 from dane_server.supervise import Stopping
 
@@ -64,12 +66,27 @@ class Runner(Operator):
         self.recorded = Stopping()
         #: The doctor's; None where another process makes them.
         self.rounds = None if remote else self._rounds()
+        self._bulletin = access.bulletin
+        self._totals = TotalsKeeper(
+            metrics=self._metrics,
+            bulletin=self._access.bulletin,
+            exchange=exchange,
+            stopping=self.stopping,
+        )
         self.gauges = Gauges(
             metrics=self._metrics,
             pools={"api": access} if moving is None else {"api": access, "runner": moving},
             exchange=exchange,
             response_queue=response_queue,
+            totals=self._totals,
         )
+
+    async def last_round(self) -> LastRound | None:
+        """What the doctor found last, whichever server it was; None before its first round.
+
+        Raises: StoreUnreachable.
+        """
+        return await self._bulletin.last_round()
 
     async def submit(self, spec: JobSpec, *, once: Once | None = None) -> Submitted:
         """Store a job; it is durable when this returns.
@@ -134,6 +151,7 @@ class Runner(Operator):
             "sweeper's watch": sweeper.watch_connection,
             "doctor": rounds.run,
             "housekeeper": housekeeper.run,
+            "totals": self._totals.run,
         }
 
     def _rounds(self) -> Rounds:
@@ -147,6 +165,7 @@ class Runner(Operator):
         return Rounds(
             doctor=doctor,
             turns=self._access.turns,
+            bulletin=self._access.bulletin,
             metrics=self._metrics,
             every=self._pace.check,
             stopping=self.stopping,

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Self
 
 from dane_server.storage.acts import Acts
+from dane_server.storage.bulletin import Bulletin
 from dane_server.storage.doctor import Examiner
 from dane_server.storage.engine import Store
 from dane_server.storage.mending import Mending
@@ -27,6 +28,7 @@ class Access:
     mending: Mending
     retention: Retention
     turns: Turns
+    bulletin: Bulletin
 
     @classmethod
     def to(cls, store: Store, *, cancel_grace: timedelta = timedelta(seconds=10)) -> Self:
@@ -39,4 +41,5 @@ class Access:
             Mending(store),
             Retention(store),
             Turns(store),
+            Bulletin(store),
         )

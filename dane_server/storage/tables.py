@@ -166,6 +166,17 @@ edges: Final = sa.Table(
     **_INNODB,
 )
 
+#: Nodes that are done, and whose many successors are let go some at a time.
+releasing: Final = sa.Table(
+    "releasing",
+    metadata,
+    _id("src"),
+    _id("job_id", key=False),
+    sa.Column("after_dst", ID, nullable=False),  # successors up to this one have been let go
+    _flag("again"),  # it had let them go before: only those that wait again (`reopened`)
+    **_INNODB,
+)
+
 attempts: Final = sa.Table(
     "attempt",
     metadata,
@@ -257,5 +268,25 @@ secrets: Final = sa.Table(
     metadata,
     sa.Column("name", _ascii(32), primary_key=True),
     sa.Column("value", _ascii(128), nullable=False),
+    **_INNODB,
+)
+
+#: What all servers together have counted of themselves, for whoever watches them.
+totals: Final = sa.Table(
+    "total",
+    metadata,
+    sa.Column("name", _ascii(32), primary_key=True),
+    sa.Column("label", _ascii(64), primary_key=True),
+    sa.Column("times", ID, nullable=False),
+    **_INNODB,
+)
+
+#: What servers tell each other: the last word of each name.
+bulletins: Final = sa.Table(
+    "bulletin",
+    metadata,
+    sa.Column("name", _ascii(32), primary_key=True),
+    _time("written_at", nullable=False),
+    sa.Column("text", LONG, nullable=False),
     **_INNODB,
 )
