@@ -1,7 +1,7 @@
 """Writes down what workers say, in batches of whatever has arrived."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -48,7 +48,7 @@ _UNRECORDABLE: Final = "its answer cannot be recorded"
 class Recorder:
     """Turns reports into rows. A report that comes twice changes nothing the second time."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it works with
         self,
         *,
         writer: Writer,
@@ -59,8 +59,10 @@ class Recorder:
         dispatcher: Dispatcher,
         queue: str = RESPONSE_QUEUE,
         metrics: Metrics | None = None,
+        left_over: Callable[[], None] = lambda: None,
     ) -> None:
         self._metrics = metrics or Metrics()
+        self._left_over = left_over
         self._writer = writer
         self._exchange = exchange
         self._bell = bell
@@ -181,6 +183,8 @@ class Recorder:
             for reason, number in recorded.reasons.items():
                 self._metrics.rejected.labels(reason.value).inc(number)
             self._warn_of_twins(recorded.twice)
+        if recorded.walks:
+            self._left_over()
         if recorded.settled:
             await self._bell.ring()  # successors, or a place in the window
         if TaskState.BACKOFF in recorded.settled.values():

@@ -19,13 +19,15 @@ from dane_core.job import JobId, TaskId
 from dane_core.routing import MAX_PRIORITY
 from dane_core.states import SENT, SETTLED, JobStatus, TaskState
 from dane_server.storage.engine import Store
-from dane_server.storage.release import reopen_after, reopen_before
+from dane_server.storage.release import go_on, reopen_after, reopen_before
 from dane_server.storage.statements import act as sql
 from dane_server.storage.statements import presence, recording
-from dane_server.storage.statements.release import still_waiting
+from dane_server.storage.statements.release import releases_under_way, still_waiting
 from dane_server.storage.tally import Tally
 
 _SOME: Final = 500
+#: Walks through successors that go on beside each other, a step of each in turn.
+_WALKS: Final = 100
 _RETRIABLE: Final = (
     TaskState.BACKOFF,
     TaskState.UNROUTABLE,
@@ -197,6 +199,23 @@ class Acts:
             await self.recall_key(key)
         for job_id in await self._found(sql.buried()):
             await self.finish_deleting(JobId(job_id))
+        while await self.release_some():
+            pass
+
+    async def nodes_releasing(self) -> Sequence[int]:
+        """Nodes that are letting their successors go, some at a time."""
+        return await self._found(releases_under_way(_WALKS))
+
+    async def release_after(self, node: int) -> bool:
+        """Let the next successors of a node go; false: there were none."""
+        return await self._store.write(lambda connection: go_on(connection, node))
+
+    async def release_some(self) -> bool:
+        """Let the next successors of each such node go; false: there was none."""
+        nodes = await self.nodes_releasing()
+        for node in nodes:
+            await self.release_after(node)
+        return bool(nodes)
 
     async def _found(self, statement: sa.Select[Any]) -> list[Any]:
         async def unit(connection: AsyncConnection) -> list[Any]:
@@ -318,7 +337,7 @@ async def _start_over(
         return
     await _close_attempts(connection, rows)
     await connection.execute(sql.again([row.id for row in rows], state, message))
-    await reopen_after(connection, [row.id for row in rows if row.released])
+    await reopen_after(connection, [row.id for row in rows if row.released], tally)
     for row in rows:
         tally.move(row.job_id, TaskState(row.state), state, allow_failure=bool(row.allow_failure))
 

@@ -252,6 +252,8 @@ def _job(rows: Sequence[Any]) -> JobFacts:
         if name := column(TaskState(row.state), allow_failure=bool(row.allow_failure)):
             counted[name] += row.number
     head = rows[0]
+    if head.walks:
+        counted["active"] += head.walks
     return JobFacts(
         id=head.id,
         status=head.status,

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import logging
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -35,8 +36,10 @@ _TRIES: Final = 8
 #: A connection that is lost under a unit, before its COMMIT, is worth another this often.
 _TRIES_OF_A_LOST: Final = 3
 _STATEMENT_SECONDS: Final = 15
-#: A unit of work takes so long at most, all its tries together.
+#: A unit of work takes so long at most, all its tries together, where nothing else is said.
 _UNIT_SECONDS: Final = 28
+#: Rows that even a busy database writes in a second.
+_ROWS_IN_A_SECOND: Final = 1000
 _MISSED_SECONDS: Final = 1
 #: To have a connection that answers: a place in the pool, a ping, a handshake.
 _CONNECT_SECONDS: Final = 10
@@ -44,6 +47,11 @@ _POOL_SECONDS: Final = 5
 
 #: What the driver and the pool raise; the last is of a stream that ended.
 _FAULTS: Final = (DBAPIError, PoolTimeout, DisconnectionError, TimeoutError, OSError, EOFError)
+
+
+def patience_for(rows: int) -> float:
+    """The seconds that a unit may take which is known to write so many rows."""
+    return _UNIT_SECONDS + rows / _ROWS_IN_A_SECOND
 
 
 class Store:
@@ -73,22 +81,25 @@ class Store:
             use: pool.checkedout() for use, pool in pools.items() if isinstance(pool, sa.QueuePool)
         }
 
-    async def write(self, unit: Unit[T]) -> T:
+    async def write(self, unit: Unit[T], *, patience: float | None = None) -> T:
         """Run a unit of work in one transaction: all of it happens, or nothing.
 
         Deadlocks, and a connection lost before the commit, run it again, so it must not have
         effects of its own. A caller that is cancelled leaves it running: a cancelled statement
-        would go on in the server anyway, holding its locks. Raises: StoreUnreachable, when
-        nothing was changed; OutcomeUnknown, when the commit was not acknowledged.
+        would go on in the server anyway, holding its locks. A large one has `patience` seconds
+        (`patience_for`); each of its statements, and a silent database, end as soon as others.
+        Raises: StoreUnreachable, when nothing was changed; OutcomeUnknown, when the commit was
+        not acknowledged.
         """
-        return await self._shielded(self._write(unit), OutcomeUnknown)
+        seconds = _UNIT_SECONDS if patience is None else patience
+        return await self._shielded(self._write(unit, seconds), OutcomeUnknown, seconds)
 
     async def read(self, unit: Unit[T]) -> T:
         """Run queries that see one state of the store each; again, where a connection is lost.
 
         Raises: StoreUnreachable.
         """
-        return await self._shielded(self._read(unit), StoreUnreachable)
+        return await self._shielded(self._read(unit), StoreUnreachable, _UNIT_SECONDS)
 
     @asynccontextmanager
     async def apart(self) -> "AsyncIterator[Store]":
@@ -114,13 +125,15 @@ class Store:
             await self._writes.dispose()
         await self._reads.dispose()
 
-    async def _shielded(self, work: Awaitable[T], silent: type[StoreUnreachable]) -> T:
+    async def _shielded(
+        self, work: Awaitable[T], silent: type[StoreUnreachable], seconds: float
+    ) -> T:
         task = asyncio.ensure_future(work)
         self._under_way.add(task)
         task.add_done_callback(self._forget)
         # Work that was told to end may miss it: `asyncio.wait_for`, by which the pool waits,
         # loses a cancellation that comes together with what it waits for (Python 3.11).
-        await asyncio.wait({task}, timeout=_UNIT_SECONDS + _MISSED_SECONDS)
+        await asyncio.wait({task}, timeout=seconds + _MISSED_SECONDS)
         if not task.done() or task.cancelled():
             task.cancel()
             raise silent("the database does not answer: no answer in time")
@@ -131,13 +144,15 @@ class Store:
         if not task.cancelled():
             task.exception()  # seen, also where its caller has gone
 
-    async def _write(self, unit: Unit[T]) -> T:
-        deadline = asyncio.get_running_loop().time() + _UNIT_SECONDS
+    async def _write(self, unit: Unit[T], seconds: float) -> T:
+        began = asyncio.get_running_loop().time()
+        deadline = began + seconds
+        connected_by = deadline
         for tried in range(1, _TRIES + 1):
             stage = _Stage()
             try:
                 async with (
-                    self._connected(self._writes, deadline) as connection,
+                    self._connected(self._writes, deadline, by=connected_by) as connection,
                     connection.begin(),
                 ):
                     stage.begun = True
@@ -146,6 +161,9 @@ class Store:
             except _FAULTS as fault:
                 if not stage.is_worth_again(fault, tried):
                     raise stage.explained(fault) from fault
+                if stage.is_lost(fault):
+                    # Whoever has waited for a silent database does not wait much longer.
+                    connected_by = began + _UNIT_SECONDS
             else:
                 return result
             # Jittered, so that two that met in a deadlock do not meet again.
@@ -167,12 +185,12 @@ class Store:
 
     @asynccontextmanager
     async def _connected(
-        self, engine: AsyncEngine, deadline: float
+        self, engine: AsyncEngine, deadline: float, *, by: float = math.inf
     ) -> AsyncIterator[AsyncConnection]:
         """A connection: had soon, or not at all; and given up at the deadline."""
         soon = asyncio.get_running_loop().time() + self._connecting
         async with (
-            asyncio.timeout_at(min(soon, deadline)) as limit,
+            asyncio.timeout_at(min(soon, by, deadline)) as limit,
             engine.connect() as connection,
         ):
             if limit.expired():
@@ -195,6 +213,10 @@ class _Stage:
         if fault.connection_invalidated:
             return self.begun and tried < _TRIES_OF_A_LOST
         return _is_conflict(fault) and tried < _TRIES
+
+    def is_lost(self, fault: Exception) -> bool:
+        """Whether its connection is gone, rather than one of its statements refused."""
+        return isinstance(fault, DBAPIError) and fault.connection_invalidated
 
     def explained(self, fault: Exception) -> Exception:
         if self._is_unknown(fault):

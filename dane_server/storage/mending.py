@@ -2,17 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.states import TaskState
 from dane_server.storage.chunk import chunks
-from dane_server.storage.engine import Store
+from dane_server.storage.engine import Store, patience_for
 from dane_server.storage.statements import doctor as sql
 from dane_server.storage.statements import release
 from dane_server.storage.statements.sweep import watch
 from dane_server.storage.tally import column
+
+#: How often a recount goes through the nodes of a job.
+_PASSES: Final = 4
 
 
 class Mending:
@@ -29,7 +32,6 @@ class Mending:
         """
 
         async def unit(connection: AsyncConnection) -> bool:
-            ids = sorted(await connection.scalars(sql.nodes_of(job_id)))
             for some in chunks(ids):
                 await connection.execute(sql.lock_nodes(some))
             if (await connection.execute(sql.lock_job(job_id))).one_or_none() is None:
@@ -39,7 +41,16 @@ class Mending:
             await connection.execute(sql.set_counters(job_id, _counted(rows)))
             return True
 
-        return await self._store.write(unit)
+        ids = await self._nodes_of(job_id)
+        return await self._store.write(unit, patience=patience_for(_PASSES * len(ids)))
+
+    async def _nodes_of(self, job_id: int) -> list[int]:
+        """They are the same for as long as there is the job."""
+
+        async def unit(connection: AsyncConnection) -> list[int]:
+            return sorted(await connection.scalars(sql.nodes_of(job_id)))
+
+        return await self._store.read(unit)
 
     async def bury(self, job_ids: Sequence[int]) -> None:
         """Let tasks of deleted jobs be removed like those of any job that is deleted."""
@@ -93,4 +104,5 @@ def _counted(rows: Sequence[Any]) -> dict[str, int]:
             continue
         if name := column(TaskState(row.state), allow_failure=bool(row.allow_failure)):
             counted[name] += row.number
+    counted["active"] += max((row.walks for row in rows), default=0)
     return counted

@@ -9,7 +9,16 @@ import sqlalchemy as sa
 
 from dane_core.states import FACES, JobStatus, TaskState
 from dane_server.storage.functions import json_text, later, now
-from dane_server.storage.tables import answers, attempts, edges, jobs, rejected, task_keys, tasks
+from dane_server.storage.tables import (
+    answers,
+    attempts,
+    edges,
+    jobs,
+    rejected,
+    releasing,
+    task_keys,
+    tasks,
+)
 from dane_server.storage.tables import workers as worker_table
 from dane_server.storage.view import JobQuery
 
@@ -213,6 +222,15 @@ def joins_before(nodes: Sequence[int]) -> sa.Select[Any]:
     )
 
 
+def _is_to_come() -> sa.ColumnElement[bool]:
+    """The beginning of an edge lets its many successors go, and has not come to this one."""
+    return sa.exists().where(
+        releasing.c.src == edges.c.src,
+        sa.not_(releasing.c.again),
+        edges.c.dst > releasing.c.after_dst,
+    )
+
+
 def not_done_before(nodes: Sequence[int], limit: int) -> sa.Select[Any]:
     """Tasks with an edge into one of these nodes that have yet to let it go."""
     return (
@@ -221,7 +239,7 @@ def not_done_before(nodes: Sequence[int], limit: int) -> sa.Select[Any]:
         .where(
             edges.c.dst.in_(nodes),
             tasks.c.task_key.is_not(None),
-            sa.or_(sa.not_(tasks.c.released), edges.c.reopened),
+            sa.or_(sa.not_(tasks.c.released), edges.c.reopened, _is_to_come()),
         )
         .order_by(tasks.c.id)
         .limit(limit)

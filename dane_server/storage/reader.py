@@ -328,7 +328,8 @@ def _job_of(row: sa.Row[Any], state: int, grace: timedelta) -> Job:
         state=state,
         counts=Counts(
             total=row.total,
-            blocked=row.total - counted,
+            # Who lets very many go counts as active meanwhile, though its task is done.
+            blocked=max(row.total - counted, 0),
             held=row.held,
             active=row.active,
             succeeded=row.succeeded,

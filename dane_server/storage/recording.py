@@ -56,6 +56,7 @@ async def record(
         twice=_done_twice(late, rows, valid),
         ready=[TaskId(task_id) for task_id in ready],
         claims=claims,
+        walks=tally.walks > 0,
     )
 
 
@@ -148,12 +149,7 @@ async def settle(connection: AsyncConnection, settled: Sequence[Ending], tally: 
     await connection.execute(sql.add_attempts(), [_attempt_row(one) for one in settled])
     await _settle_answers(connection, settled)
     leaving = [one.row for one in settled if one.lets_go and one.row.fanout]
-    return await release(
-        connection,
-        [row.id for row in leaving if not row.released],
-        [row.id for row in leaving if row.released],
-        tally,
-    )
+    return await release(connection, leaving, tally)
 
 
 async def _settle_tasks(

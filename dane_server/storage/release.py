@@ -3,6 +3,9 @@
 `pending` of a node is the number of its predecessors that are not done: those that never let
 it go (`released` is false), and those that did but were asked to do their work again before
 the node went ahead (`edge.reopened`). The transaction that brings it to 0 lets the node go.
+
+A node with very many successors lets them go in a walk of many transactions: a row of
+`releasing` says how far it came, and those behind that place are waiting for it still.
 """
 
 from collections import Counter, defaultdict
@@ -15,43 +18,111 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dane_core.states import TaskState
 from dane_server.storage.chunk import chunks
 from dane_server.storage.statements import release as sql
+from dane_server.storage.statements.recording import living_jobs
 from dane_server.storage.tally import Tally
 
-_CHUNK: Final = 1000
+#: Successors that are let go in the transaction in which those before them are done.
+_AT_ONCE: Final = 2000
+#: Successors in each transaction of a walk.
+_STEP: Final = 1000
 
 
 async def release(
-    connection: AsyncConnection, done: Sequence[int], done_again: Sequence[int], tally: Tally
+    connection: AsyncConnection, done: Sequence[sa.Row[Any]], tally: Tally
 ) -> list[int]:
     """Let go what waited for some nodes; returns the ids of the tasks that became ready.
 
-    `done` finished for the first time, `done_again` had let their successors go before.
+    Of each node `released` says whether it had let its successors go before. Those with too
+    many of them are left to walks (`go_on`).
     """
     ready: list[int] = []
-    while done or done_again:
-        waiting = await _waiting_for(connection, done, done_again)
-        free = await _no_longer_waiting(connection, waiting)
-        joins = [node for node in free if node.task_key is None]
-        freed = [node for node in free if node.task_key is not None]
-        for some in chunks(node.id for node in joins):
-            await connection.execute(sql.pass_joins(some))
-        for some in chunks(node.id for node in freed):
-            await connection.execute(sql.make_ready(some))
-        for node in freed:
-            tally.move(node.job_id, TaskState(node.state), TaskState.READY)
-        ready += [node.id for node in freed]
-        done = [node.id for node in joins if not node.released]
-        done_again = [node.id for node in joins if node.released]
+    room = _AT_ONCE
+    while done:
+        some, others = _within(done, room)
+        room -= sum(node.fanout for node in some)
+        await _begin_walks(connection, others, tally)
+        waiting = await _waiting_for(connection, some)
+        freed, done = await _let_go(connection, waiting, tally)
+        ready += freed
     return ready
 
 
-async def _waiting_for(
-    connection: AsyncConnection, done: Sequence[int], done_again: Sequence[int]
-) -> Counter[int]:
+def _within(done: Sequence[sa.Row[Any]], room: int) -> tuple[list[sa.Row[Any]], list[sa.Row[Any]]]:
+    """The nodes whose successors fit into a transaction together, and the others."""
+    some: list[sa.Row[Any]] = []
+    others: list[sa.Row[Any]] = []
+    for node in sorted(done, key=lambda node: node.fanout):
+        fits = node.fanout <= room
+        room -= node.fanout if fits else 0
+        (some if fits else others).append(node)
+    return some, others
+
+
+async def _begin_walks(
+    connection: AsyncConnection, nodes: Sequence[sa.Row[Any]], tally: Tally
+) -> None:
+    for some in chunks(nodes):
+        rows = [
+            {"src": node.id, "job_id": node.job_id, "after_dst": 0, "again": node.released}
+            for node in some
+        ]
+        await connection.execute(sql.begin_release(), rows)
+        for node in some:
+            tally.let_go(node.job_id, 1)
+
+
+async def go_on(connection: AsyncConnection, src: int) -> bool:
+    """Let the next successors of a node go; whether there were any.
+
+    Each is let go once: the place where this stops is written down in the same transaction.
+    """
+    node = (await connection.execute(sql.releasing_node(src))).one_or_none()
+    walk = (await connection.execute(sql.releases_of([src]))).one_or_none()
+    if walk is None:
+        return False
+    tally = Tally()
+    some: list[int] = []
+    if node is not None and await _is_living(connection, node.job_id):
+        found = sql.next_successors(src, walk.after_dst, _STEP, again=walk.again)
+        some = list(await connection.scalars(found))
+    if some:
+        if walk.again:
+            await connection.execute(sql.close_edges_up_to(src, some[-1]))
+        await connection.execute(sql.released_up_to(src, some[-1]))
+        _, joins = await _let_go(connection, Counter(some), tally)
+        await release(connection, joins, tally)
+    if len(some) < _STEP:
+        await connection.execute(sql.end_releases([src]))
+        tally.let_go(walk.job_id, -1)
+    await tally.write(connection)
+    return bool(some)
+
+
+async def _is_living(connection: AsyncConnection, job_id: int) -> bool:
+    return (await connection.scalars(living_jobs([job_id]))).one_or_none() is not None
+
+
+async def _let_go(
+    connection: AsyncConnection, waiting: Counter[int], tally: Tally
+) -> tuple[list[int], list[sa.Row[Any]]]:
+    """Take these numbers of predecessors off nodes; the tasks and the joins that are free now."""
+    free = await _no_longer_waiting(connection, waiting)
+    joins = [node for node in free if node.task_key is None]
+    freed = [node for node in free if node.task_key is not None]
+    for some in chunks(node.id for node in joins):
+        await connection.execute(sql.pass_joins(some))
+    for some in chunks(node.id for node in freed):
+        await connection.execute(sql.make_ready(some))
+    for node in freed:
+        tally.move(node.job_id, TaskState(node.state), TaskState.READY)
+    return [node.id for node in freed], joins
+
+
+async def _waiting_for(connection: AsyncConnection, done: Sequence[sa.Row[Any]]) -> Counter[int]:
     waiting: Counter[int] = Counter()
-    for some in chunks(done):
+    for some in chunks(node.id for node in done if not node.released):
         waiting.update(_by_node(await connection.execute(sql.successors(some))))
-    for some in chunks(done_again):
+    for some in chunks(node.id for node in done if node.released):
         reopened = _by_node(await connection.execute(sql.reopened_successors(some)))
         if reopened:
             waiting.update(reopened)
@@ -83,7 +154,19 @@ def _by_node(rows: Iterable[Any]) -> dict[int, int]:
     return {row[0]: row[1] for row in rows}
 
 
-async def reopen_after(connection: AsyncConnection, nodes: Sequence[int]) -> None:
+async def stop_walks(connection: AsyncConnection, nodes: Sequence[int], tally: Tally) -> None:
+    """Nodes that may be letting their successors go begin anew: those not let go yet wait on."""
+    for some in chunks(nodes):
+        walks = (await connection.execute(sql.releases_of(some))).all()
+        for walk in walks:
+            if not walk.again:
+                await connection.execute(sql.reopen_edges_behind(walk.src, walk.after_dst))
+            tally.let_go(walk.job_id, -1)
+        if walks:
+            await connection.execute(sql.end_releases([walk.src for walk in walks]))
+
+
+async def reopen_after(connection: AsyncConnection, nodes: Sequence[int], tally: Tally) -> None:
     """Nodes that had let their successors go will do their work again.
 
     Successors that have not gone ahead wait for them once more. A join that all of its
@@ -91,6 +174,7 @@ async def reopen_after(connection: AsyncConnection, nodes: Sequence[int]) -> Non
     """
     while nodes:
         behind: list[int] = []
+        await stop_walks(connection, nodes, tally)
         for some in chunks(nodes):
             out = (await connection.execute(sql.onward(some))).all()
             waits = [edge for edge in out if not edge.reopened and _has_not_gone(edge)]

@@ -29,6 +29,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._shifts: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self.walks = 0  # that have begun, less those that have ended
 
     def move(
         self, job_id: int, old: TaskState, new: TaskState, *, allow_failure: bool = False
@@ -41,6 +42,14 @@ class Tally:
             self._shifts[job_id][before] -= 1
         if after:
             self._shifts[job_id][after] += 1
+
+    def let_go(self, job_id: int, walks: int) -> None:
+        """So many walks through successors begin, or end: a job is active meanwhile.
+
+        Whatever they will let go is blocked still, and the job would seem to have come to a stop.
+        """
+        self._shifts[job_id]["active"] += walks
+        self.walks += walks
 
     async def write(self, connection: AsyncConnection) -> None:
         """Update the jobs, those with the same change in one statement, in order of ids."""

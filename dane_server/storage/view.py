@@ -223,6 +223,7 @@ class Recorded:
     twice: Sequence[Twice]  # those of them that a second worker gave
     ready: Sequence[TaskId]  # what they were holding up
     claims: Sequence[Claim]  # those of them that were taken for sending along the way
+    walks: bool = False  # what they were holding up is too much, and is let go in walks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from dane_core.message import (
     Started,
 )
 from dane_server.storage.claiming import claim_ready, tickets
-from dane_server.storage.engine import Store
+from dane_server.storage.engine import Store, patience_for
 from dane_server.storage.judging import judge
 from dane_server.storage.leasing import PATIENCE, STARTS
 from dane_server.storage.presence import (
@@ -57,7 +57,11 @@ class Writer:
 
         In place of a job that cannot be stored stands why: SourceConflict or KeyReused.
         """
-        return await self._store.write(lambda connection: store_jobs(connection, new_jobs))
+        graphs = [new.graph for new in new_jobs]
+        rows = sum(len(graph.pending) + len(graph.edges) for graph in graphs)
+        return await self._store.write(
+            lambda connection: store_jobs(connection, new_jobs), patience=patience_for(rows)
+        )
 
     # --- dispatching --------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ not add up.
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,7 +13,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dane_core.job import JobId
 from dane_core.states import ACTIVE, SETTLED, JobStatus, TaskState
 from dane_server.storage.engine import Store
-from dane_server.storage.tables import answers, attempts, deletions, edges, jobs, once, tasks
+from dane_server.storage.tables import (
+    answers,
+    attempts,
+    deletions,
+    edges,
+    jobs,
+    once,
+    releasing,
+    tasks,
+)
 
 COUNTERS = ("active", "held", "succeeded", "failed", "forgiven", "cancelled", "skipped")
 
@@ -47,10 +56,17 @@ class Books:
     job: Mapping[str, Any]
     nodes: Mapping[int, Node]
     edges: Sequence[tuple[int, int, bool]]  # before, after, reopened
+    #: Who lets its successors go some at a time: up to which one it has, and whether once more.
+    walks: Mapping[int, tuple[int, bool]] = field(default_factory=dict)
 
     @property
     def tasks(self) -> Mapping[int, Node]:
         return {id_: node for id_, node in self.nodes.items() if node.key is not None}
+
+    def is_to_come(self, src: int, dst: int) -> bool:
+        """Whether a node lets its successors go, and has not come to this one."""
+        after, again = self.walks.get(src, (dst, True))
+        return not again and dst > after
 
     def tasks_before(self, task: int) -> set[int]:
         """The tasks right before one, looking through joins."""
@@ -82,8 +98,13 @@ async def read_books(store: Store, job_ids: Sequence[JobId]) -> dict[JobId, Book
         for row in await connection.execute(_edges(job_ids)):
             if row.job_id in heads:
                 links[row.job_id].append((row.src, row.dst, row.reopened))
+        walks: dict[int, dict[int, tuple[int, bool]]] = {job_id: {} for job_id in heads}
+        for row in await connection.execute(
+            sa.select(releasing).where(releasing.c.job_id.in_(heads))
+        ):
+            walks[row.job_id][row.src] = (row.after_dst, row.again)
         return {
-            JobId(job_id): Books(head, nodes[job_id], links[job_id])
+            JobId(job_id): Books(head, nodes[job_id], links[job_id], walks[job_id])
             for job_id, head in heads.items()
         }
 
@@ -159,6 +180,7 @@ def faults_in(books: Books) -> list[str]:
 
 def _wrong_counters(books: Books) -> list[str]:
     counted = Counter(_counter(node) for node in books.tasks.values())
+    counted["active"] += len(books.walks)
     wrong = [
         f"{name} is {books.job[name]}, counted {counted[name]}"
         for name in COUNTERS
@@ -178,9 +200,14 @@ def _counter(node: Node) -> str | None:
 
 
 def _wrong_pending(books: Books) -> list[str]:
-    """`pending` is the number of predecessors that never let go, or were reopened since."""
+    """`pending` is the number of predecessors that never let go, or were reopened since.
+
+    And of those that let go some at a time, and have not come to it.
+    """
     counted = Counter(
-        dst for src, dst, reopened in books.edges if reopened or not books.nodes[src].released
+        dst
+        for src, dst, reopened in books.edges
+        if reopened or not books.nodes[src].released or books.is_to_come(src, dst)
     )
     return [
         f"{_named(node)}: pending is {node.pending}, counted {counted[id_]}"
@@ -197,6 +224,8 @@ def _in_limbo(books: Books) -> list[str]:
             wrong.append(f"{_named(node)} waits for nothing")
         if node.is_done and not node.released:
             wrong.append(f"{_named(node)} has not let its successors go")
+    undone = [books.nodes[src] for src in books.walks if not books.nodes[src].is_done]
+    wrong += [f"{_named(node)} lets its successors go" for node in undone]
     for src, dst, _ in books.edges:
         before, join = books.nodes[src], books.nodes[dst]
         if join.key is None and join.is_done and not before.is_done:
@@ -206,7 +235,7 @@ def _in_limbo(books: Books) -> list[str]:
 
 def _wrong_status(books: Books) -> list[str]:
     job, nodes = books.job, books.tasks.values()
-    moving = any(node.state in ACTIVE for node in nodes)
+    moving = bool(books.walks) or any(node.state in ACTIVE for node in nodes)
     wrong = []
     if job["status"] in (JobStatus.FAILED, JobStatus.CANCELLED) and moving:
         wrong.append(f"status is {job['status']} while tasks are active")
@@ -258,6 +287,7 @@ async def rows_left(store: Store, job_id: JobId) -> dict[str, int]:
         "attempt": _count(attempts, attempts.c.task_id.not_in(known)),
         "edge": _count(edges, sa.or_(edges.c.src.not_in(known), edges.c.dst.not_in(known))),
         "once": _count(once, once.c.job_id == job_id),
+        "releasing": _count(releasing, releasing.c.src.not_in(known)),
         "deletion": _count(deletions, deletions.c.job_id == job_id),
     }
 

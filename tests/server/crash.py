@@ -19,16 +19,16 @@ class Crashing(Store):
         self._store = store
         self._after = after
 
-    async def write(self, unit: Unit[T]) -> T:
+    async def write(self, unit: Unit[T], *, patience: float | None = None) -> T:
         if self._after:
             self._after -= 1
-            return await self._store.write(unit)
+            return await self._store.write(unit, patience=patience)
 
         async def cut_short(connection: Any) -> T:
             await unit(connection)
             raise Crash
 
-        return await self._store.write(cut_short)
+        return await self._store.write(cut_short, patience=patience)
 
     async def read(self, unit: Unit[T]) -> T:
         return await self._store.read(unit)
@@ -46,7 +46,7 @@ class Holding(Store):
         self.reached = asyncio.Event()
         self.go_on = asyncio.Event()
 
-    async def write(self, unit: Unit[T]) -> T:
+    async def write(self, unit: Unit[T], *, patience: float | None = None) -> T:
         async def held(connection: Any) -> T:
             result = await unit(connection)
             self.reached.set()
@@ -55,7 +55,7 @@ class Holding(Store):
                 raise self._then
             return result
 
-        return await self._store.write(held)
+        return await self._store.write(held, patience=patience)
 
     async def read(self, unit: Unit[T]) -> T:
         return await self._store.read(unit)

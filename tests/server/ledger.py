@@ -194,6 +194,7 @@ class Ledger:
         await self.acts.resume_job(job)
         await self.acts.retry_job(job)
         while True:
+            await self.acts.finish_walks()
             await self.writer.route_again(keys)
             await self.claim()
             sent = [one for one in await self.tasks(job) if one.state in _AT_WORKERS]

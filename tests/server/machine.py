@@ -129,6 +129,7 @@ class AnyOrder(RuleBasedStateMachine):
     def get_on(self, rounds: int) -> None:
         """Everything goes well for a while, so that there is something to undo."""
         for _ in range(rounds):
+            self.walk_on()
             claims = self.watch(self.ledger.claim(lease=NOW))
             self.claims += claims
             self.take_answers([answer(claim) for claim in claims], window=0)
@@ -203,6 +204,11 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def bind_workers(self) -> None:
         self.watch(self.ledger.writer.route_again(KEYS))
+
+    @rule()
+    def walk_on(self) -> None:
+        """A step of each walk that lets successors go."""
+        self.watch(self.ledger.acts.release_some())
 
     @rule()
     def lose_the_exchange(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from dane_server.storage import acts
+from dane_server.storage import acts, release
 from tests.server.ledger import Ledger
 from tests.server.machine import AnyOrder
 from tests.server.stores import empty_store
@@ -23,7 +23,7 @@ def test_after_any_sequence_of_events_the_books_add_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On SQLite, which is the faster one."""
-    monkeypatch.setattr(acts, "_SOME", 2)  # walks of several steps, also over small jobs
+    _walk_in_steps(monkeypatch)
     with _machine(f"sqlite+aiosqlite:///{tmp_path}/dane.sqlite") as machine:
         run_state_machine_as_test(machine, settings=_at_most(_EXAMPLES))
 
@@ -32,9 +32,16 @@ def test_after_any_sequence_of_events_the_books_add_up(
 def test_after_any_sequence_of_events_the_books_add_up_on_mariadb(
     mysql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acts, "_SOME", 2)
+    _walk_in_steps(monkeypatch)
     with _machine(mysql_url) as machine:
         run_state_machine_as_test(machine, settings=_at_most(_EXAMPLES // 2))
+
+
+def _walk_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walks of several steps, also over small jobs."""
+    monkeypatch.setattr(acts, "_SOME", 2)
+    monkeypatch.setattr(release, "_AT_ONCE", 1)
+    monkeypatch.setattr(release, "_STEP", 1)
 
 
 def _at_most(examples: int) -> settings:

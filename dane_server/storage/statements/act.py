@@ -17,6 +17,7 @@ from dane_server.storage.tables import (
     jobs,
     once,
     rejected,
+    releasing,
     sources,
     task_keys,
     tasks,
@@ -224,6 +225,7 @@ def drop_tasks(ids: Sequence[int]) -> Sequence[sa.Delete]:
     return (
         sa.delete(tasks).where(tasks.c.id.in_(ids)),
         sa.delete(edges).where(edges.c.src.in_(ids)),
+        sa.delete(releasing).where(releasing.c.src.in_(ids)),
         sa.delete(attempts).where(attempts.c.task_id.in_(ids)),
         sa.delete(answers).where(answers.c.task_id.in_(ids)),
         sa.delete(rejected).where(rejected.c.task_id.in_(ids)),

@@ -15,6 +15,7 @@ from dane_server.storage.tables import (
     deletions,
     edges,
     jobs,
+    releasing,
     task_keys,
     tasks,
     values_of,
@@ -56,7 +57,11 @@ def unfinished_jobs(after: int, limit: int) -> sa.Select[Any]:
 
 
 def recounted(ids: Sequence[int]) -> sa.Select[Any]:
-    """Some jobs as they are kept, and their tasks as they are, by state: a row for each state."""
+    """Some jobs as they are kept, and their tasks as they are, by state: a row for each state.
+
+    With the number of `walks` that let successors go: each is counted as an active task.
+    """
+    walks = sa.select(sa.func.count()).where(releasing.c.job_id == jobs.c.id)
     return (
         sa.select(
             jobs.c.id,
@@ -67,6 +72,7 @@ def recounted(ids: Sequence[int]) -> sa.Select[Any]:
             tasks.c.state,
             tasks.c.allow_failure,
             sa.func.count(tasks.c.id).label("number"),
+            walks.correlate(jobs).scalar_subquery().label("walks"),
         )
         .join_from(
             jobs,
@@ -89,16 +95,18 @@ def wrong_nodes(condition: sa.ColumnElement[bool], limit: int) -> sa.Select[Any]
     """Nodes whose `pending` is not what their edges say, or that wait for what is done.
 
     An edge holds its end back while its beginning was never done (`released`), or was asked
-    to be done again (`reopened`).
+    to be done again (`reopened`), or is letting its many successors go and has not come to it.
     """
     before = tasks.alias("before")
-    holds = sa.or_(edges.c.reopened, sa.not_(before.c.released))
+    walks = releasing.c.src.is_not(None)
+    to_come = sa.and_(walks, sa.not_(releasing.c.again), edges.c.dst > releasing.c.after_dst)
+    holds = sa.or_(edges.c.reopened, sa.not_(before.c.released), to_come)
 
     def number(which: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
         return sa.func.coalesce(sa.func.sum(sa.case((which, 1), else_=0)), 0)
 
     counted = number(sa.and_(before.c.id.is_not(None), holds))
-    in_vain = number(sa.and_(before.c.id.is_not(None), holds, _is_done(before)))
+    in_vain = number(sa.and_(before.c.id.is_not(None), holds, _is_done(before), sa.not_(walks)))
     blocked = tasks.c.state == TaskState.BLOCKED
     return (
         sa.select(
@@ -111,9 +119,9 @@ def wrong_nodes(condition: sa.ColumnElement[bool], limit: int) -> sa.Select[Any]
             in_vain.label("in_vain"),
         )
         .select_from(
-            tasks.outerjoin(edges, edges.c.dst == tasks.c.id).outerjoin(
-                before, before.c.id == edges.c.src
-            )
+            tasks.outerjoin(edges, edges.c.dst == tasks.c.id)
+            .outerjoin(before, before.c.id == edges.c.src)
+            .outerjoin(releasing, releasing.c.src == edges.c.src)
         )
         .where(condition)
         .group_by(tasks.c.id)

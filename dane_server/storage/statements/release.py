@@ -9,6 +9,7 @@ from dane_core.states import TaskState
 from dane_server.storage.functions import now
 from dane_server.storage.tables import (
     edges,
+    releasing,
     tasks,
 )
 
@@ -50,6 +51,7 @@ def free_nodes(ids: Sequence[int]) -> sa.Select[Any]:
             tasks.c.job_id,
             tasks.c.task_key,
             tasks.c.state,
+            tasks.c.fanout,
             tasks.c.released,
         )
         .where(
@@ -123,3 +125,59 @@ def undone_again(ids: Sequence[int]) -> sa.Select[Any]:
 
 def block_joins(ids: Sequence[int]) -> sa.Update:
     return sa.update(tasks).where(tasks.c.id.in_(ids)).values(state=TaskState.BLOCKED)
+
+
+# --- nodes with very many successors -----------------------------------------------------------
+
+
+def begin_release() -> sa.Insert:
+    """Let the successors of nodes go later, some at a time."""
+    return sa.insert(releasing)
+
+
+def releases_under_way(limit: int) -> sa.Select[Any]:
+    return sa.select(releasing.c.src).order_by(releasing.c.src).limit(limit)
+
+
+def releasing_node(node: int) -> sa.Select[Any]:
+    """A node; locked, before the walk from it is: so does whoever begins or stops one."""
+    return sa.select(tasks.c.id, tasks.c.job_id).where(tasks.c.id == node).with_for_update()
+
+
+def releases_of(nodes: Sequence[int]) -> sa.Select[Any]:
+    """How far some nodes have let their successors go; locked."""
+    return (
+        sa.select(releasing)
+        .where(releasing.c.src.in_(nodes))
+        .order_by(releasing.c.src)
+        .with_for_update()
+    )
+
+
+def next_successors(node: int, after: int, limit: int, *, again: bool) -> sa.Select[Any]:
+    """The successors behind the one where one stopped; of one done `again`, those that wait."""
+    found = sa.select(edges.c.dst).where(edges.c.src == node, edges.c.dst > after)
+    if again:
+        found = found.where(edges.c.reopened)
+    return found.order_by(edges.c.dst).limit(limit)
+
+
+def close_edges_up_to(node: int, last: int) -> sa.Update:
+    return (
+        sa.update(edges)
+        .where(edges.c.src == node, edges.c.dst <= last, edges.c.reopened)
+        .values(reopened=False)
+    )
+
+
+def released_up_to(node: int, last: int) -> sa.Update:
+    return sa.update(releasing).where(releasing.c.src == node).values(after_dst=last)
+
+
+def reopen_edges_behind(node: int, after: int) -> sa.Update:
+    """What was not let go yet waits still, as it waits for one that begins anew."""
+    return sa.update(edges).where(edges.c.src == node, edges.c.dst > after).values(reopened=True)
+
+
+def end_releases(nodes: Sequence[int]) -> sa.Delete:
+    return sa.delete(releasing).where(releasing.c.src.in_(nodes))
