@@ -476,6 +476,9 @@ class Brittle:
     async def send(self, queue: str, envelopes: Sequence[Envelope]) -> Sequence[Fate]:
         return await self._inner.send(queue, envelopes)
 
+    async def send_each(self, messages: Sequence[tuple[str, Envelope]]) -> Sequence[Fate]:
+        return await self._inner.send_each(messages)
+
     async def broadcast(self, envelope: Envelope) -> None:
         if self.failed_broadcasts:
             self.failed_broadcasts -= 1

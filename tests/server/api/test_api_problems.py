@@ -22,6 +22,7 @@ from dane_server.api.problems import ROWS, problem
 from dane_server.runner.runner import Runner
 from dane_server.settings import ServerSettings
 from dane_server.storage.reader import Reader
+from dane_server.supervise import Stopping
 
 
 class BrokenReader:
@@ -51,9 +52,15 @@ class BlockedExchange:
     blocked = "low on memory"
 
 
+class IdleRunner:
+    """Does nothing, and was not told to stop."""
+
+    stopping = Stopping()
+
+
 def client_of(error: Exception, exchange: object = None) -> httpx.AsyncClient:
     api = create_api(
-        runner=cast("Runner", None),
+        runner=cast("Runner", IdleRunner()),
         reader=cast("Reader", BrokenReader(error)),
         settings=ServerSettings(),
         exchange=cast("Exchange", exchange or MemoryExchange()),
