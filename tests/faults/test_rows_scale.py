@@ -287,7 +287,8 @@ async def untrue_durations(rig: Rig) -> list[str]:
 async def test_the_clock_of_a_worker_matters_to_nobody(rig: Rig, seconds: int) -> None:
     """The clock of a worker is a day fast, or slow, and another one's is right.
 
-    No lease ends for it, nothing is begun twice, and durations are true.
+    No lease ends for it, nothing is begun twice, nothing of a job that was cancelled while its
+    tasks waited in the queue is begun, and durations are true.
     """
     await rig.server()
     put_worker_clock(rig.folder, seconds)
@@ -309,9 +310,10 @@ async def test_the_clock_of_a_worker_matters_to_nobody(rig: Rig, seconds: int) -
     began = Counter(begin.task_id for begin in rig.history.began())
     assert set(began.values()) == {1}
     assert {begin.pid for begin in rig.history.began(job_id=held)} == {wrong.pid, right.pid}
+    assert [*rig.history.began(job_id=stopped)] == []  # both had to ask, and did
     assert await rig.starts() == 0
     assert await untrue_durations(rig) == []
-    rig.outcome = "begun once each, by both; every duration is true"
+    rig.outcome = "begun once each, by both; nothing of what was cancelled; every duration is true"
 
 
 # --- row 64: partitions -----------------------------------------------------------------------
