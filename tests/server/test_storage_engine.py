@@ -364,6 +364,47 @@ async def test_a_silent_database_is_given_up(wire: Proxy, monkeypatch: pytest.Mo
         assert await names(store) == []
 
 
+async def test_a_large_unit_may_take_longer_than_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_UNIT_SECONDS", 0.2)
+    monkeypatch.setattr(engine, "_MISSED_SECONDS", 0.1)
+
+    async def slow(connection: AsyncConnection) -> None:
+        await connection.execute(sa.select(1))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.6):
+                await asyncio.Event().wait()
+        await add(connection, "a")
+
+    with pytest.raises(StoreUnreachable):
+        await store.write(slow)
+    await store.write(slow, patience=engine.patience_for(10_000))
+
+    assert await names(store) == ["a"]
+
+
+@pytest.mark.services
+async def test_a_silent_database_is_given_up_under_a_large_unit_as_early(
+    wire: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lost connection is worth another only within the time that other units have."""
+    async with empty_store(wire.url) as store:
+        monkeypatch.setattr(engine, "_UNIT_SECONDS", 0.5)
+        store._connecting = 30
+
+        async def unit(connection: AsyncConnection) -> None:
+            await connection.execute(sa.select(1))
+            wire.silence()
+            wire.cut()
+            await connection.execute(sa.select(1))
+
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreUnreachable):
+                await store.write(unit, patience=60)
+        wire.mend()
+
+
 @pytest.mark.services
 async def test_a_killed_statement_is_no_end_of_the_store(mariadb_store: Store) -> None:
     async def kill_myself(connection: AsyncConnection) -> None:
