@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import pytest
@@ -19,6 +19,7 @@ from dane_core.message import (
     Control,
     Envelope,
     Goodbye,
+    Heartbeat,
     Hello,
     Nudge,
     Offer,
@@ -70,6 +71,8 @@ HELLO = Hello(
     listening=2,
 )
 
+NEXT: Final = replace(TICKET, attempt=TICKET.attempt + 1)
+
 REPORTS: list[Any] = [
     Answer(
         ticket=TICKET,
@@ -88,6 +91,7 @@ REPORTS: list[Any] = [
     HELLO,
     Goodbye(worker="w1"),
     Nudge(),
+    Heartbeat(worker="w1", running=(TICKET, NEXT), lease=60.0, leased=frozenset({NEXT})),
 ]
 
 CONTROLS = [
@@ -119,6 +123,16 @@ def test_a_control_and_a_hello_of_an_earlier_version_can_be_read() -> None:
     hello = HELLO.seal()
     old = {name: value for name, value in orjson.loads(hello.body).items() if name != "listening"}
     assert open_report(replace(hello, body=orjson.dumps(old))) == replace(HELLO, listening=0)
+
+
+def test_a_heartbeat_that_does_not_say_what_is_leased_can_be_read() -> None:
+    beat = Heartbeat(worker="w1", running=(TICKET,), lease=60.0, leased=frozenset({TICKET}))
+    body = orjson.loads(beat.seal().body)
+    del body["running"][0]["leased"]
+
+    old = open_report(replace(beat.seal(), body=orjson.dumps(body)))
+
+    assert old == replace(beat, leased=frozenset())
 
 
 def test_reports_read_back_from_a_bundle_in_their_order() -> None:

@@ -218,6 +218,17 @@ async def test_one_heartbeat_names_everything_that_runs_for_longer_than_a_moment
         assert beat.worker == "w1"
 
 
+async def test_heartbeats_say_what_has_no_message_any_more() -> None:
+    """The server may never have heard of the hand-off."""
+    async with served(Gate, pace=HASTY, beat=MOMENT) as (desk, _):
+        await desk.send(message(Gate))
+        await desk.hear(Leased)
+        while not (beat := await desk.hear(Heartbeat)).leased:
+            pass
+
+        assert beat.leased == set(beat.running)
+
+
 async def test_a_worker_with_nothing_to_keep_alive_sends_no_heartbeats() -> None:
     pace = Pace(started=LONG)
     async with served(Gate, pace=pace, beat=MOMENT, hello_every=MOMENT) as (desk, _):
