@@ -63,6 +63,7 @@ class Job:
     started_at: datetime | None
     finished_at: datetime | None
     cancel: Cancel | None = None  # while work on it may go on although it was cancelled
+    cancelling: bool = False  # tasks of it are still to be cancelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

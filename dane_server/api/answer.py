@@ -152,6 +152,7 @@ class JobHead(TypedDict):
     started_at: NotRequired[datetime | None]
     finished_at: NotRequired[datetime | None]
     cancel: NotRequired[CancelBody]  # while work on it may go on although it was cancelled
+    cancelling: NotRequired[bool]  # true while tasks of it are still to be cancelled
     links: NotRequired[Mapping[str, str]]
 
 

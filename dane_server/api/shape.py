@@ -40,6 +40,8 @@ def job_head(job: Job, *, exact: bool = False) -> JobHead:
     links = {"self": f"{PREFIX}/job/{job.id}", "tasks": f"{PREFIX}/job/{job.id}/tasks"}
     if job.cancel is not None:
         head["cancel"] = _cancel(job.cancel)
+    if job.cancelling:
+        head["cancelling"] = True
     return JobHead(
         **head,
         type=job.type,

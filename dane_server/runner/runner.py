@@ -23,6 +23,7 @@ from dane_server.runner.submit import Folders, Submissions
 from dane_server.runner.sweep import Sweeper
 from dane_server.runner.ticket import SIGNING_KEY, Signer, new_secret
 from dane_server.runner.totals import TotalsKeeper
+from dane_server.runner.walk import Walker, Walks
 from dane_server.storage.access import Access
 from dane_server.storage.bulletin import LastRound
 from dane_server.storage.view import Once, Submitted
@@ -66,6 +67,7 @@ class Runner(Operator):
         self.recorded = Stopping()
         #: The doctor's; None where another process makes them.
         self.rounds = None if remote else self._rounds()
+        self._walker = None if remote else self._new_walker()
         self._bulletin = access.bulletin
         self._totals = TotalsKeeper(
             metrics=self._metrics,
@@ -104,6 +106,7 @@ class Runner(Operator):
         """The services that move jobs, by name; each runs until told to stop, or cancelled."""
         if (rounds := self.rounds) is None:
             return {}
+        walker = self._walker or self._new_walker()
         writer, reader = self._access.writer, self._access.reader
         secret = await writer.shared_secret(SIGNING_KEY, new_secret())
         signer = Signer(secret)
@@ -126,6 +129,7 @@ class Runner(Operator):
             dispatcher=dispatcher,
             queue=self._response_queue,
             metrics=self._metrics,
+            left_over=self.left_over,
         )
         sweeper = Sweeper(
             sweeps=self._access.sweeps,
@@ -149,10 +153,25 @@ class Runner(Operator):
             RECORDER: partial(recorder.run, self.recorded),
             "sweeper": sweeper.run,
             "sweeper's watch": sweeper.watch_connection,
+            "walker": walker.run,
             "doctor": rounds.run,
             "housekeeper": housekeeper.run,
             "totals": self._totals.run,
         }
+
+    def left_over(self) -> None:
+        if self._walker is not None:
+            self._walker.wake()
+
+    def _new_walker(self) -> Walker:
+        return Walker(
+            walks=Walks.of(self._access.acts, cancel_grace=self._pace.cancel_grace),
+            exchange=self._exchange,
+            bell=self._local,
+            turns=self._access.turns,
+            every=self._pace.sweep,
+            stopping=self.stopping,
+        )
 
     def _rounds(self) -> Rounds:
         doctor = Doctor(

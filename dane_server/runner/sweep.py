@@ -93,7 +93,6 @@ class Sweeper:
 
     async def sweep(self) -> float | None:
         """Pass over the store once; returns the seconds until the next task falls due."""
-        await self._acts.finish_walks()
         before = time.monotonic()
         sight = await self._sweeps.look()
         now = time.monotonic()

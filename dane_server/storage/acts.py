@@ -1,15 +1,15 @@
 """What operators and owners do to jobs and tasks: each act is one transaction, or a walk of many.
 
-An act on a whole job moves some hundred tasks at a time, so that no lock is held for long;
-a flag on the job makes sure that the walk is finished by the sweeper if it was cut short.
+An act on a whole job moves some hundred tasks at a time, so that no lock is held for long. A mark
+on the job, made first, says that it is under way: whoever finds it can go on, any number of them
+at once. What began first wins: while a job is being cancelled nothing of it is started over.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -33,27 +33,38 @@ _RETRIABLE: Final = (
     TaskState.UNROUTABLE,
     TaskState.HELD,
     TaskState.SKIPPED,
-    TaskState.CANCELLED,
     TaskState.FAILED,
+    TaskState.CANCELLED,
 )
+#: How often a retry goes through what is cancelled, at most.
+_PASSES: Final = 3
 _UNSETTLED: Final = tuple(state for state in TaskState if state not in SETTLED)
 _SENT: Final = (TaskState.DISPATCHING, TaskState.QUEUED)
 _OVER: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 #: An attempt is on its way, or may be; taking the task away from it ends it.
 _AT_WORK: Final = SENT | {TaskState.RUNNING}
 
-_Act = Callable[[AsyncConnection, Sequence[sa.Row[Any]], Tally], Awaitable[None]]
+#: Cancelled in this order: what a worker may have or get comes first.
+_CANCELLED_IN_TURN: Final = (
+    *_SENT,
+    TaskState.RUNNING,
+    TaskState.UNROUTABLE,
+    TaskState.READY,
+    TaskState.BACKOFF,
+    TaskState.HELD,
+    TaskState.BLOCKED,
+)
+
+#: Returns how many tasks it was done to.
+_Act = Callable[[AsyncConnection, Sequence[sa.Row[Any]], Tally], Awaitable[int]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Walked:
-    """How many tasks a walk met, and how many were still as it had found them."""
+class _Overtaken(Exception):
+    """Another act came in between; what was done in this transaction is to be rolled back."""
 
-    met: int = 0
-    moved: int = 0
 
-    def __add__(self, other: Self) -> "_Walked":
-        return _Walked(met=self.met + other.met, moved=self.moved + other.moved)
+class _Cancelled(Exception):
+    """The job is being cancelled since."""
 
 
 class Acts:
@@ -65,13 +76,17 @@ class Acts:
     # --- one task -----------------------------------------------------------------------
 
     async def retry_task(self, task_id: TaskId) -> None:
-        """Run a task again, unless it is done or on its way. Raises: NotFound."""
+        """Run a task again, unless it is done or on its way.
+
+        Raises, as the other acts on a task: NotFound; IllegalMove, while its job is being
+        cancelled.
+        """
 
         async def act(connection: AsyncConnection, task: sa.Row[Any], tally: Tally) -> None:
             if TaskState(task.state) in _RETRIABLE:
                 await _again(connection, [task], tally)
 
-        await self._on_task(task_id, act)
+        await self._on_task(task_id, act, "retry a task of it")
 
     async def force_task(self, task_id: TaskId) -> int:
         """Run a task again whatever its state; returns its old attempt, now fenced off."""
@@ -79,7 +94,7 @@ class Acts:
         async def act(connection: AsyncConnection, task: sa.Row[Any], tally: Tally) -> None:
             await _start_over(connection, [task], TaskState.READY, tally)
 
-        return await self._on_task(task_id, act)
+        return await self._on_task(task_id, act, "retry a task of it")
 
     async def reset_task(self, task_id: TaskId) -> int:
         """Hold a task until its predecessors finish again, or its job is retried.
@@ -94,15 +109,18 @@ class Acts:
                 await _start_over(connection, [task], TaskState.HELD, tally)
                 await reopen_before(connection, [task.id])
 
-        return await self._on_task(task_id, act)
+        return await self._on_task(task_id, act, "reset a task of it")
 
-    async def _on_task(self, task_id: TaskId, act: Callable[..., Any]) -> int:
+    async def _on_task(self, task_id: TaskId, act: Callable[..., Any], verb: str) -> int:
         async def unit(connection: AsyncConnection) -> int:
             task = (await connection.execute(sql.one_task(task_id))).one_or_none()
             if task is None or not await _living(connection, task.job_id):
                 raise NotFound("task", task_id)
             tally = Tally()
             await act(connection, task, tally)
+            # Held until the commit: a cancellation that begins now finds what was done here.
+            if await _cancelled_meanwhile(connection, [task.job_id]):
+                raise _being_cancelled(task.job_id, verb)
             await tally.write(connection)
             return int(task.attempt)
 
@@ -111,56 +129,122 @@ class Acts:
     # --- one job ------------------------------------------------------------------------
 
     async def retry_job(self, job_id: JobId) -> None:
-        """Run again what failed, was cancelled or held; keep what succeeded. Raises: NotFound."""
-        await self._flag(job_id, cancelling=False)
-        await self._walk_job(job_id, _RETRIABLE, _again)
+        """Run again what failed, was cancelled or held; keep what succeeded.
+
+        Raises: NotFound; IllegalMove, while it is being cancelled.
+        """
+
+        async def unit(connection: AsyncConnection) -> None:
+            if (await _job(connection, job_id)).cancelling:
+                raise _being_cancelled(job_id, "retry it")
+
+        await self._store.write(unit)
+        with suppress(_Cancelled):  # since: then that is what was asked for last
+            for state in _RETRIABLE:
+                await self._retry_those(job_id, state)
+            # A cancellation may have come and gone between two steps: what it took goes on too.
+            for _ in range(1, _PASSES):
+                if not await self._retry_those(job_id, TaskState.CANCELLED):
+                    break
+
+    async def _retry_those(self, job_id: JobId, state: TaskState) -> int:
+        some = partial(sql.tasks_of_job, job_id, state)
+        return await self._walk(some, partial(sql.those_still, state=state), _retry_of_job)
 
     async def cancel_job(self, job_id: JobId) -> None:
-        """Cancel everything that is not settled.
+        """Cancel everything that is not settled. Raises as `begin_cancelling`."""
+        await self.begin_cancelling(job_id)
+        await self.finish_cancelling(job_id)
 
+    async def begin_cancelling(self, job_id: JobId) -> None:
+        """Mark a job: nothing of it is sent any more, and who asks about it is told so.
+
+        What is left is to cancel its tasks, some at a time, and to take the mark away.
         Raises: NotFound; IllegalMove, when there is nothing left to cancel.
         """
 
         async def unit(connection: AsyncConnection) -> None:
             job = await _job(connection, job_id)
-            if JobStatus(job.status) in _OVER:
+            if JobStatus(job.status) in _OVER and not job.cancelling:
                 raise IllegalMove(f"job {job_id}", job.status, "cancel it")
             await connection.execute(sql.flag_job(job_id, cancelling=True, paused=False))
 
         await self._store.write(unit)
-        await self.finish_cancelling(job_id)
+
+    async def cancel_some(self, job_id: JobId) -> bool:
+        """Cancel some tasks of a marked job, first those a worker may have; false: none is left."""
+        return await self._some_of_job(job_id, _CANCELLED_IN_TURN, _cancel, _is_cancelling)
+
+    async def end_cancelling(self, job_id: JobId) -> bool:
+        """Take the mark away, unless something is left to cancel after all."""
+
+        async def unit(connection: AsyncConnection) -> bool:
+            job = (await connection.execute(sql.job_for_act(job_id))).one_or_none()
+            if job is None or not job.cancelling:
+                return True
+            # Nobody can add to it: while a job is marked nothing of it is started over.
+            if (await connection.scalars(sql.any_of_job(job_id, _UNSETTLED))).one_or_none():
+                return False
+            await connection.execute(sql.flag_job(job_id, cancelling=False))
+            return True
+
+        return await self._store.write(unit)
 
     async def finish_cancelling(self, job_id: JobId) -> None:
-        """Cancel the tasks of a job that is flagged, some at a time."""
-        while (await self._walk_job(job_id, _UNSETTLED, _cancel)).met:
-            pass  # once more: one may have moved to a state that was passed already
-        await self._flag(job_id, cancelling=False)
+        """Cancel all tasks of a marked job, and take the mark away."""
+        ended = False
+        while not ended:
+            while await self.cancel_some(job_id):
+                pass
+            ended = await self.end_cancelling(job_id)
 
     async def pause_job(self, job_id: JobId) -> None:
-        """Send no more of a job's tasks, and take back those that lie in queues.
+        """Pause a job, and take back all that lies in queues. Raises as `begin_pausing`."""
+        await self.begin_pausing(job_id)
+        await self.finish_pausing(job_id)
 
-        Raises: NotFound; IllegalMove, when there is nothing left to pause.
+    async def begin_pausing(self, job_id: JobId) -> None:
+        """Mark a job: no more of its tasks are sent. What lies in queues is to be taken back.
+
+        Raises: NotFound; IllegalMove, when there is nothing left to pause, or it is being
+        cancelled.
         """
 
         async def unit(connection: AsyncConnection) -> None:
             job = await _job(connection, job_id)
+            if job.cancelling:
+                raise _being_cancelled(job_id, "pause it")
             if JobStatus(job.status) in _OVER:
                 raise IllegalMove(f"job {job_id}", job.status, "pause it")
             await connection.execute(sql.flag_job(job_id, paused=True))
 
         await self._store.write(unit)
-        await self.finish_pausing(job_id)
+
+    async def recall_some(self, job_id: JobId) -> bool:
+        """Take back some of what lies in queues for a paused job; false: nothing is left there."""
+        return await self._some_of_job(job_id, _SENT, _recall, _is_paused)
 
     async def finish_pausing(self, job_id: JobId) -> None:
-        """Take back what lies in queues for a paused job."""
-        await self._walk_job(job_id, _SENT, _recall)
+        """Take back all that lies in queues for a paused job."""
+        while await self.recall_some(job_id):
+            pass
 
     async def resume_job(self, job_id: JobId) -> None:
         """Let a paused job go on; one that is not paused just goes on. Raises: NotFound."""
-        await self._flag(job_id, paused=False)
+
+        async def unit(connection: AsyncConnection) -> None:
+            await _job(connection, job_id)
+            await connection.execute(sql.flag_job(job_id, paused=False))
+
+        await self._store.write(unit)
 
     async def delete_job(self, job_id: JobId) -> None:
-        """Delete a job. It is gone at once; its tasks follow, some at a time. Raises: NotFound."""
+        """Delete a job and everything that hung on it. Raises: NotFound."""
+        await self.bury_job(job_id)
+        await self.finish_deleting(job_id)
+
+    async def bury_job(self, job_id: JobId) -> None:
+        """Let a job be gone at once; its tasks are to follow, some at a time. Raises: NotFound."""
 
         async def unit(connection: AsyncConnection) -> None:
             job = await _job(connection, job_id)
@@ -171,36 +255,43 @@ class Acts:
             await connection.execute(sql.forget_source(job.source_id))
 
         await self._store.write(unit)
-        await self.finish_deleting(job_id)
 
-    async def finish_deleting(self, job_id: JobId) -> None:
-        """Remove what hung on a deleted job."""
+    async def drop_some(self, job_id: JobId) -> bool:
+        """Remove some tasks of a buried job, and what hung on them; false: that was all."""
 
-        async def unit(connection: AsyncConnection) -> int:
+        async def unit(connection: AsyncConnection) -> bool:
             ids = sorted(await connection.scalars(sql.some_tasks_of(job_id, _SOME)))
             if ids:
                 for statement in sql.drop_tasks(ids):
                     await connection.execute(statement)
             else:
                 await connection.execute(sql.bury_for_good(job_id))
-            return len(ids)
+            return bool(ids)
 
-        while await self._store.write(unit):
+        return await self._store.write(unit)
+
+    async def finish_deleting(self, job_id: JobId) -> None:
+        """Remove what hung on a deleted job."""
+        while await self.drop_some(job_id):
             pass
 
-    async def finish_walks(self) -> None:
-        """Go on with what was cut short: cancellations, pauses, deletions."""
-        for job_id in await self._found(sql.jobs_cancelling()):
-            with suppress(NotFound):  # deleted meanwhile
-                await self.finish_cancelling(JobId(job_id))
-        for job_id in await self._found(sql.jobs_with_stray_tasks()):
-            await self.finish_pausing(JobId(job_id))
-        for key in await self._found(sql.keys_with_stray_tasks()):
-            await self.recall_key(key)
-        for job_id in await self._found(sql.buried()):
-            await self.finish_deleting(JobId(job_id))
-        while await self.release_some():
-            pass
+    # --- what was begun -----------------------------------------------------------------
+
+    async def jobs_cancelling(self) -> Sequence[JobId]:
+        """The jobs that are being cancelled."""
+        return await self._found(sql.jobs_cancelling())
+
+    async def jobs_straying(self) -> Sequence[JobId]:
+        """Paused jobs that still have tasks in queues."""
+        return await self._found(sql.jobs_with_stray_tasks())
+
+    async def keys_straying(self) -> Sequence[str]:
+        """Paused keys that still have tasks in their queue."""
+        return await self._found(sql.keys_with_stray_tasks())
+
+    async def jobs_buried(self) -> Sequence[JobId]:
+        """Deleted jobs of which something is left."""
+        return await self._found(sql.buried())
 
     async def nodes_releasing(self) -> Sequence[int]:
         """Nodes that are letting their successors go, some at a time."""
@@ -217,6 +308,19 @@ class Acts:
             await self.release_after(node)
         return bool(nodes)
 
+    async def finish_walks(self) -> None:
+        """Finish all that was begun, one after the other; servers have a loop for that."""
+        for job_id in await self.jobs_cancelling():
+            await self.finish_cancelling(job_id)
+        for job_id in await self.jobs_straying():
+            await self.finish_pausing(job_id)
+        for key in await self.keys_straying():
+            await self.recall_key(key)
+        for job_id in await self.jobs_buried():
+            await self.finish_deleting(job_id)
+        while await self.release_some():
+            pass
+
     async def _found(self, statement: sa.Select[Any]) -> list[Any]:
         async def unit(connection: AsyncConnection) -> list[Any]:
             return list(await connection.scalars(statement))
@@ -227,8 +331,12 @@ class Acts:
 
     async def pause_key(self, key: str) -> None:
         """Send no more tasks of a key, and take back those that lie in its queue."""
-        await self._set_key(key, paused=True)
+        await self.begin_pausing_key(key)
         await self.recall_key(key)
+
+    async def begin_pausing_key(self, key: str) -> None:
+        """Send no more tasks of a key. What lies in its queue is to be taken back."""
+        await self._set_key(key, paused=True)
 
     async def recall_key(self, key: str) -> None:
         """Take back what lies in a key's queue; it is ready again, with the attempt it had."""
@@ -238,9 +346,12 @@ class Acts:
         await self._set_key(key, paused=False)
 
     async def retry_key(self, key: str, number: int) -> int:
-        """Run again the tasks of a key that failed with a number; returns how many."""
+        """Run again the tasks of a key that failed with a number; returns how many.
+
+        Those of a job that is being cancelled are passed over.
+        """
         states = (TaskState.CANCELLED, TaskState.FAILED)
-        return (await self._walk_key(key, states, _again, outcome=number)).moved
+        return await self._walk_key(key, states, _retry, outcome=number)
 
     async def _set_key(self, key: str, *, paused: bool) -> None:
         async def unit(connection: AsyncConnection) -> None:
@@ -251,59 +362,85 @@ class Acts:
 
     # --- walking ------------------------------------------------------------------------
 
-    async def _walk_job(self, job_id: JobId, states: Iterable[TaskState], act: _Act) -> _Walked:
-        """Do an act to the tasks of a job that are in some states."""
-        walked = _Walked()
-        for state in states:
-            some = partial(sql.tasks_of_job, job_id, state)
-            walked += await self._walk(some, partial(sql.those_still, state=state), act)
-        return walked
+    async def _some_of_job(
+        self,
+        job_id: JobId,
+        states: Sequence[TaskState],
+        act: _Act,
+        goes_on: Callable[[sa.Row[Any]], bool],
+    ) -> bool:
+        """Do an act to some tasks of a job, of the first of these states that has any.
+
+        False when there were none, or the job does not ask for it any more: then none is changed.
+        """
+
+        async def unit(connection: AsyncConnection) -> bool:
+            for state in states:
+                found = (await connection.execute(sql.tasks_of_job(job_id, state, -1, _SOME))).all()
+                if found:
+                    break
+            else:
+                return False
+            ids = [row.id for row in found]
+            rows = (await connection.execute(sql.those_still(ids, state))).all()
+            tally = Tally()
+            if rows:
+                await act(connection, rows, tally)
+            # Looked at once more, and held until the commit: tasks are locked before jobs.
+            job = (await connection.execute(sql.job_for_act(job_id))).one_or_none()
+            if job is None or not goes_on(job):
+                raise _Overtaken
+            await tally.write(connection)
+            return True
+
+        try:
+            return await self._store.write(unit)
+        except _Overtaken:
+            return False
 
     async def _walk_key(
         self, key: str, states: Iterable[TaskState], act: _Act, *, outcome: int | None = None
-    ) -> _Walked:
-        walked = _Walked()
+    ) -> int:
+        moved = 0
         for state, rank in product(states, range(MAX_PRIORITY + 1)):
             some = partial(sql.tasks_of_key, key, state, rank)
             still = partial(sql.those_still, state=state, outcome=outcome)
-            walked += await self._walk(some, still, act)
-        return walked
+            moved += await self._walk(some, still, act)
+        return moved
 
     async def _walk(
         self,
         some_after: Callable[[int, int], sa.Select[Any]],
         those_still: Callable[[Sequence[int]], sa.Select[Any]],
         act: _Act,
-    ) -> _Walked:
-        """Do an act to tasks, some at a time from the first to the last.
+    ) -> int:
+        """Do an act to tasks, some at a time from the first to the last; returns to how many.
 
         Never back to the first: what is retried can fail again faster than the walk takes.
         """
-        walked, place = _Walked(), -1
+        moved, place = 0, -1
 
-        async def unit(connection: AsyncConnection) -> tuple[int, _Walked]:
+        async def unit(connection: AsyncConnection) -> tuple[int, int] | None:
             found = (await connection.execute(some_after(place, _SOME))).all()
             if not found:
-                return place, _Walked()
+                return None
             rows = (await connection.execute(those_still([row.id for row in found]))).all()
+            done = 0
             if rows:
                 tally = Tally()
-                await act(connection, rows, tally)
+                done = await act(connection, rows, tally)
                 await tally.write(connection)
-            return found[-1].place, _Walked(met=len(found), moved=len(rows))
+            return found[-1].place, done
 
         while True:
-            place, step = await self._store.write(unit)
-            if not step.met:
-                return walked
-            walked += step
-
-    async def _flag(self, job_id: JobId, **flags: bool) -> None:
-        async def unit(connection: AsyncConnection) -> None:
-            await _job(connection, job_id)
-            await connection.execute(sql.flag_job(job_id, **flags))
-
-        await self._store.write(unit)
+            try:
+                step = await self._store.write(unit)
+            except _Overtaken:
+                continue  # the same tasks again: those it was about are passed over now
+            if step is None:
+                return moved
+            place, done = step
+            moved += done
 
 
 async def _job(connection: AsyncConnection, job_id: JobId) -> sa.Row[Any]:
@@ -313,8 +450,50 @@ async def _job(connection: AsyncConnection, job_id: JobId) -> sa.Row[Any]:
     return job
 
 
+def _being_cancelled(job_id: int, verb: str) -> IllegalMove:
+    return IllegalMove(f"job {job_id}", "being cancelled", verb)
+
+
+async def _cancelled_meanwhile(connection: AsyncConnection, job_ids: Iterable[int]) -> bool:
+    """Whether one of these jobs is being cancelled; none can be until the commit if not."""
+    jobs = await connection.execute(sql.hold_jobs(sorted(set(job_ids))))
+    return any(job.cancelling for job in jobs)
+
+
+def _is_cancelling(job: sa.Row[Any]) -> bool:
+    return bool(job.cancelling)
+
+
+def _is_paused(job: sa.Row[Any]) -> bool:
+    return bool(job.paused)
+
+
 async def _living(connection: AsyncConnection, job_id: int) -> bool:
     return (await connection.scalars(recording.living_jobs([job_id]))).one_or_none() is not None
+
+
+async def _retry(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> int:
+    """Run tasks again, except those of jobs that are being cancelled. Raises: _Overtaken."""
+    jobs = await connection.execute(presence.jobs_of(sorted({row.job_id for row in rows})))
+    going_on = {job.id for job in jobs if not job.cancelling}
+    mine = [row for row in rows if row.job_id in going_on]
+    if mine:
+        await _again(connection, mine, tally)
+        # After the tasks, and held until the commit: a cancellation that begins now finds them.
+        if await _cancelled_meanwhile(connection, going_on):
+            raise _Overtaken
+    return len(mine)
+
+
+async def _retry_of_job(
+    connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally
+) -> int:
+    """Run tasks of one job again. Raises: _Cancelled."""
+    await _again(connection, rows, tally)
+    # After the tasks, and held until the commit: a cancellation that begins now finds them.
+    if await _cancelled_meanwhile(connection, [rows[0].job_id]):
+        raise _Cancelled
+    return len(rows)
 
 
 async def _again(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> None:
@@ -364,15 +543,17 @@ def _closed(row: sa.Row[Any]) -> dict[str, Any]:
     }
 
 
-async def _cancel(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> None:
+async def _cancel(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> int:
     if await _close_attempts(connection, rows):
         await connection.execute(sql.note_cut(sorted({row.job_id for row in rows}), rows[0].now))
     await connection.execute(sql.cancel([row.id for row in rows]))
     for row in rows:
         tally.move(row.job_id, TaskState(row.state), TaskState.CANCELLED)
+    return len(rows)
 
 
-async def _recall(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> None:
+async def _recall(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> int:
     await connection.execute(sql.recall([row.id for row in rows]))
     for row in rows:
         tally.move(row.job_id, TaskState(row.state), TaskState.READY)
+    return len(rows)

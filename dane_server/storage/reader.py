@@ -343,6 +343,7 @@ def _job_of(row: sa.Row[Any], state: int, grace: timedelta) -> Job:
         started_at=_maybe_utc(row.started_at),
         finished_at=_maybe_utc(row.finished_at),
         cancel=_cancel(row.cut_at, row.now, grace),
+        cancelling=row.cancelling,
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, ClassVar, TypeVar
 
@@ -14,6 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from dane_core.errors import IllegalMove
 from dane_core.job import JobId, TaskId
 from dane_core.message import Answer, Gone
 from dane_core.states import (
@@ -202,13 +204,13 @@ class AnyOrder(RuleBasedStateMachine):
         self.watch(self.ledger.sweep())
 
     @rule()
-    def bind_workers(self) -> None:
-        self.watch(self.ledger.writer.route_again(KEYS))
-
-    @rule()
     def walk_on(self) -> None:
         """A step of each walk that lets successors go."""
         self.watch(self.ledger.acts.release_some())
+
+    @rule()
+    def bind_workers(self) -> None:
+        self.watch(self.ledger.writer.route_again(KEYS))
 
     @rule()
     def lose_the_exchange(self) -> None:
@@ -222,7 +224,8 @@ class AnyOrder(RuleBasedStateMachine):
         tasks = [task for books in self.books.values() for task in books.tasks]
         chosen = TaskId(tasks[pick % len(tasks)])
         forced = {chosen} if act == "force_task" else set()
-        self.watch(getattr(self.ledger.acts, act)(chosen), by_operator=True, forced=forced)
+        work = _allowed(getattr(self.ledger.acts, act)(chosen))
+        self.watch(work, by_operator=True, forced=forced)
 
     @precondition(lambda self: self.books)
     @rule(
@@ -234,7 +237,7 @@ class AnyOrder(RuleBasedStateMachine):
         over = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
         if act in ("cancel_job", "pause_job") and self.books[job].job["status"] in over:
             return
-        self.watch(getattr(self.ledger.acts, act)(job), by_operator=True)
+        self.watch(_allowed(getattr(self.ledger.acts, act)(job)), by_operator=True)
 
     @rule(key=st.sampled_from(KEYS), act=st.sampled_from(["pause_key", "resume_key"]))
     def pause_or_resume_key(self, key: str, act: str) -> None:
@@ -256,7 +259,7 @@ class AnyOrder(RuleBasedStateMachine):
         over = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
         if act in ("cancel_job", "pause_job") and self.books[job].job["status"] in over:
             return
-        self.watch(_survived(getattr(acts, act)(job)), by_operator=True)
+        self.watch(_allowed(_survived(getattr(acts, act)(job))), by_operator=True)
 
     @precondition(lambda self: self.claims)
     @rule(number=st.sampled_from(sorted(ANSWERS)))
@@ -364,6 +367,12 @@ def _check_start(task: int, before: Books, after: Books, *, by_operator: bool) -
     if new.state in (TaskState.READY, TaskState.DISPATCHING) and (let_go or anew):
         undone = [id_ for id_ in after.tasks_before(task) if not after.nodes[id_].is_done]
         assert not undone, f"task {task} began before {undone}"
+
+
+async def _allowed(work: Coroutine[Any, Any, Any]) -> None:
+    """Do an act, unless the job is being cancelled since an earlier one was cut short."""
+    with suppress(IllegalMove):
+        await work
 
 
 async def _survived(work: Coroutine[Any, Any, Any]) -> None:

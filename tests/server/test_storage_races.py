@@ -15,6 +15,7 @@ from dane_core.errors import IllegalMove
 from dane_core.job import JobId
 from dane_core.message import Answer
 from dane_core.states import SENT, JobStatus, TaskState
+from dane_server.storage import acts as acts_module
 from dane_server.storage import tables
 from dane_server.storage.acts import Acts
 from dane_server.storage.engine import Store
@@ -120,6 +121,77 @@ async def test_a_deletion_leaves_nothing_whatever_comes_in(ledger: Ledger) -> No
 
         await ledger.acts.finish_walks()
         assert await rows_left(ledger.store, job) == {}
+
+
+async def test_of_a_cancellation_and_a_retry_the_later_one_wins_whole(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the retry is refused, in the middle of a cancellation; it never succeeds and loses."""
+    monkeypatch.setattr(acts_module, "_SOME", 1)
+    dice = random.Random(8)
+    for number in range(ROUNDS):
+        job = await ledger.submit(parallel(*["A"] * 4), source_id=f"S{number}")
+        claims = [one for one in await ledger.send() if one.job_id == job]
+        await ledger.record(*(answer(one, 500) for one in claims[:2]))
+
+        allowed, cancelled = await asyncio.gather(
+            _allowed(_after_a_while(dice, ledger.acts.retry_job(job))),
+            _allowed(_after_a_while(dice, ledger.acts.cancel_job(job))),
+        )
+
+        states = {one.state for one in await ledger.tasks(job)}
+        started_over = bool(states - {TaskState.FAILED, TaskState.CANCELLED})
+        assert cancelled
+        assert allowed or not started_over
+        assert not started_over or states == {TaskState.READY}
+        assert await audit(ledger.store, job) == []
+        await ledger.acts.delete_job(job)
+
+
+async def _allowed(act: Coroutine[Any, Any, Any]) -> bool:
+    try:
+        await act
+    except IllegalMove:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("act", ["retry_task", "force_task", "reset_task"])
+async def test_a_cancellation_that_begins_during_an_act_on_a_task_takes_it_too(
+    ledger: Ledger, act: str
+) -> None:
+    """What that act did becomes visible only after the cancellation has looked around."""
+    job = await ledger.submit(parallel("A", "B"))
+    await ledger.record(*(answer(one, 500) for one in await ledger.send() if one.key == "A"))
+    one = await ledger.task(job, "A")
+    holding = Holding(ledger.store)
+    acting = asyncio.create_task(getattr(Acts(holding), act)(one.id))
+    await holding.reached.wait()
+    cancelling = asyncio.create_task(ledger.acts.cancel_job(job))
+    await asyncio.wait({cancelling}, timeout=0.2)
+
+    holding.go_on.set()
+    await asyncio.gather(acting, cancelling)
+
+    assert {one.state for one in await ledger.tasks(job)} == {TaskState.CANCELLED}
+    assert await audit(ledger.store, job) == []
+
+
+async def test_a_cancellation_that_somebody_else_has_ended_goes_no_further(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two go through one job; the job is run again as soon as the quicker one is done."""
+    monkeypatch.setattr(acts_module, "_SOME", 1)
+    job = await ledger.submit(parallel("A", "B", "C"))
+    await ledger.acts.begin_cancelling(job)
+    await ledger.acts.cancel_some(job)  # by the slow one
+    await ledger.acts.finish_cancelling(job)
+    await ledger.acts.retry_job(job)
+
+    left = await ledger.acts.cancel_some(job)
+
+    assert not left
+    assert {one.state for one in await ledger.tasks(job)} == {TaskState.READY}
 
 
 @pytest.mark.parametrize("state", [200, 500, 499])

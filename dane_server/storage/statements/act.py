@@ -159,20 +159,43 @@ def flag_job(job_id: int, **flags: bool) -> sa.Update:
 
 def job_for_act(job_id: int) -> sa.Select[Any]:
     return (
-        sa.select(jobs.c.id, jobs.c.status, jobs.c.paused, jobs.c.source_id)
+        sa.select(jobs.c.id, jobs.c.status, jobs.c.paused, jobs.c.cancelling, jobs.c.source_id)
         .where(jobs.c.id == job_id)
         .with_for_update()
     )
 
 
+def hold_jobs(ids: Sequence[int]) -> sa.Select[Any]:
+    """Hold some jobs, after their tasks: no act on one of them begins until the commit."""
+    return (
+        sa.select(jobs.c.id, jobs.c.cancelling)
+        .where(jobs.c.id.in_(ids))
+        .order_by(jobs.c.id)
+        .with_for_update()
+    )
+
+
+def any_of_job(job_id: int, states: Sequence[TaskState]) -> sa.Select[Any]:
+    """One task of a job that is in one of these states, if there is any."""
+    return (
+        sa.select(tasks.c.id)
+        .where(
+            tasks.c.job_id == job_id,
+            tasks.c.state.in_(values_of(states)),
+            tasks.c.task_key.is_not(None),
+        )
+        .limit(1)
+    )
+
+
 def jobs_cancelling() -> sa.Select[Any]:
-    return sa.select(jobs.c.id).where(jobs.c.cancelling).limit(100)
+    return sa.select(jobs.c.id).where(jobs.c.cancelling)
 
 
 def jobs_with_stray_tasks() -> sa.Select[Any]:
     """Paused jobs that still have tasks in queues."""
     stray = sa.exists().where(tasks.c.job_id == jobs.c.id, tasks.c.state.in_(values_of(SENT)))
-    return sa.select(jobs.c.id).where(jobs.c.paused, stray).limit(100)
+    return sa.select(jobs.c.id).where(jobs.c.paused, stray)
 
 
 def keys_with_stray_tasks() -> sa.Select[Any]:
@@ -206,7 +229,7 @@ def bury(job_id: int) -> sa.Insert:
 
 
 def buried() -> sa.Select[Any]:
-    return sa.select(deletions.c.job_id).limit(100)
+    return sa.select(deletions.c.job_id)
 
 
 def bury_for_good(job_id: int) -> sa.Delete:
