@@ -6,7 +6,8 @@ jobs, keys. A claim takes keys before tasks, but no task that another holds, and
 none.
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -23,22 +24,52 @@ from dane_server.storage.view import Claim
 async def claim_ready(
     connection: AsyncConnection, *, window: int, limit: int, lease: timedelta
 ) -> list[Claim]:
-    """Claim the most urgent tasks of each key, as far as its window has room."""
-    claims: list[Claim] = []
-    for key in sorted(await connection.scalars(sql.keys_ready())):
-        if len(claims) >= limit:
-            break
-        if not await _held(connection, [key]):
-            continue  # paused a moment ago
+    """Claim the most urgent tasks of each key, as far as its window has room.
+
+    Keys share what may be claimed: one that workers empty faster than it is filled would
+    otherwise leave nothing to those behind it.
+    """
+    keys = sorted(await connection.scalars(sql.keys_ready()))
+    if len(keys) > limit:
+        keys = sorted(random.sample(keys, limit))
+    rooms: dict[str, int] = {}
+    held = await _held(connection, keys) if keys else frozenset()  # not those just paused
+    for key in sorted(held):
         sent = (await connection.scalars(sql.sent_of_key(key, window))).one()
-        room = min(window - sent, limit - len(claims))
-        if room > 0:
-            rows = await connection.execute(sql.sendable(key, room))
-            claims += [_claim(row) for row in rows]
+        rooms[key] = window - sent
+    claims = [claim for some in (await _share_out(connection, rooms, limit)) for claim in some]
     ids = sorted(claim.task_id for claim in claims)
     if ids:
         await connection.execute(sql.claim(ids, lease.total_seconds()))
     return claims
+
+
+async def _share_out(
+    connection: AsyncConnection, rooms: dict[str, int], limit: int
+) -> list[list[Claim]]:
+    """The tasks to claim of each key; what one key does not use is shared among the others."""
+    found: dict[str, list[Claim]] = {}
+    shares = even_shares(limit, rooms)
+    while more := [key for key, share in shares.items() if share > len(found.get(key, ()))]:
+        for key in more:
+            # All over again: what this transaction has locked already it finds once more.
+            found[key] = [
+                _claim(row) for row in await connection.execute(sql.sendable(key, shares[key]))
+            ]
+            if len(found[key]) < shares[key]:
+                rooms[key] = len(found[key])
+        shares = even_shares(limit, rooms)
+    return [found[key] for key in sorted(found)]
+
+
+def even_shares(limit: int, rooms: Mapping[str, int]) -> dict[str, int]:
+    """Share `limit` places among keys: to each the same, but no more than it has room for."""
+    shares: dict[str, int] = {}
+    fullest_first = sorted(sorted(rooms.items(), reverse=True), key=lambda one: one[1])
+    for asked, (key, room) in enumerate(fullest_first):
+        shares[key] = max(min(room, limit // (len(rooms) - asked)), 0)
+        limit -= shares[key]
+    return shares
 
 
 def _claim(row: sa.Row[Any]) -> Claim:

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.states import JobStatus, TaskState
 from dane_server.storage.acts import Acts
+from dane_server.storage.claiming import even_shares
 from dane_server.storage.engine import Store
 from dane_server.storage.presence import Place
 from dane_server.storage.view import Claim
@@ -111,6 +112,46 @@ async def test_one_full_key_does_not_hold_up_another(ledger: Ledger) -> None:
     assert keys_of(await ledger.claim(window=2)) == []
     await ledger.submit("B", priority=0)
     assert keys_of(await ledger.claim(window=2)) == ["B"]
+
+
+async def test_a_key_that_is_emptied_fast_leaves_something_to_those_behind_it(
+    ledger: Ledger,
+) -> None:
+    await ledger.submit(parallel(*["A"] * 20, *["B"] * 20, "C"))
+
+    first = await ledger.claim(limit=9)
+    then = await ledger.claim(limit=15)
+
+    assert Counter(keys_of(first)) == {"A": 4, "B": 4, "C": 1}
+    assert Counter(keys_of(then)) == {"A": 8, "B": 7}
+
+
+async def test_of_more_keys_than_are_claimed_at_once_each_has_its_turn(ledger: Ledger) -> None:
+    await ledger.submit(parallel(*"ABCDEF"))
+
+    claimed = [keys_of(await ledger.claim(limit=2)) for _ in range(3)]
+
+    assert sorted(key for keys in claimed for key in keys) == [*"ABCDEF"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "rooms", "shares"),
+    [
+        (10, {}, {}),
+        (10, {"A": 100}, {"A": 10}),
+        (10, {"A": 100, "B": 100}, {"A": 5, "B": 5}),
+        (10, {"A": 100, "B": 2, "C": 0}, {"A": 8, "B": 2, "C": 0}),
+        (11, {"A": 9, "B": 9, "C": 9}, {"A": 4, "B": 4, "C": 3}),
+        (10, {"A": 1, "B": 2}, {"A": 1, "B": 2}),
+        (1, {"A": 5, "B": 5}, {"A": 1, "B": 0}),
+        (5, {"A": -3, "B": 9}, {"A": 0, "B": 5}),
+    ],
+)
+def test_keys_share_what_may_be_claimed(
+    limit: int, rooms: dict[str, int], shares: dict[str, int]
+) -> None:
+    """More than the window may be out after it was made smaller: then there is no room."""
+    assert even_shares(limit, rooms) == shares
 
 
 async def test_tasks_of_a_paused_job_are_not_claimed_until_it_goes_on(ledger: Ledger) -> None:
