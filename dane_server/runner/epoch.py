@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from dane_core.errors import ExchangeUnreachable
 from dane_core.exchange.base import Exchange, Fate
-from dane_core.message import Envelope
+from dane_core.message import Control, Envelope
 from dane_core.routing import epoch_queue
 from dane_server.storage.sweeps import Epoch, Sweeps
 
@@ -81,6 +81,9 @@ class Marker:
     async def _put_right(self, epoch: Epoch) -> bool:
         if epoch.began is None:
             return False
+        # What went to this one before it was looked at is there twice soon: to be asked about.
+        for key in await self._sweeps.keys_to_send():
+            await self._exchange.broadcast(Control(act="recall", key=key).seal())
         sent = await self._sweeps.put_right(epoch, claimed=self._claimed, given=self._given)
         logger.warning("%s tasks that were on the lost broker are sent again", sent)
         return sent > 0

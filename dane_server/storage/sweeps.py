@@ -230,6 +230,14 @@ class Sweeps:
 
         return await self._store.read(unit)
 
+    async def keys_to_send(self) -> list[str]:
+        """The keys that have tasks to be sent, or sent and not begun."""
+
+        async def unit(connection: AsyncConnection) -> list[str]:
+            return sorted(await connection.scalars(sweep.keys_to_send()))
+
+        return await self._store.read(unit)
+
     async def queued(self, key: str, since: datetime) -> tuple[int, int]:
         """How many tasks of a key lie in its queue, and how many of them lay there at `since`."""
 

@@ -10,7 +10,7 @@ from dane_core.errors import ExchangeUnreachable
 from dane_core.exchange.base import Depth, Exchange, Fate
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.job import JobId
-from dane_core.message import Envelope
+from dane_core.message import Control, Envelope, open_control
 from dane_core.routing import epoch_queue
 from dane_core.states import TaskState
 from dane_server.runner.epoch import Marker
@@ -106,6 +106,23 @@ async def test_what_a_wiped_broker_lost_is_sent_again_and_what_runs_goes_on(
     assert new is not None
     assert new.name != old.name
     assert await exchange.depth(epoch_queue(old.name)) is None
+
+
+async def test_what_went_to_the_new_broker_before_it_was_looked_at_is_asked_about(
+    ledger: Ledger, exchange: Exchange
+) -> None:
+    """It is sent once more, so its first copy would be run twice, unasked."""
+    one = marker(ledger, exchange)
+    await look(ledger, one)
+    await in_every_state(ledger)
+    await lose_mark(ledger, exchange)
+
+    async with exchange.listen("inbox") as inbox:
+        await look(ledger, one)
+        async with asyncio.timeout(5):
+            said = [open_control(said.envelope) for _ in "QD" for said in await inbox.take(1)]
+
+    assert said == [Control(act="recall", key="D"), Control(act="recall", key="Q")]
 
 
 @pytest.mark.parametrize("messages", [0, 2])

@@ -135,6 +135,12 @@ def keys_queued() -> sa.Select[Any]:
     return sa.select(tasks.c.task_key).where(tasks.c.state == TaskState.QUEUED).distinct()
 
 
+def keys_to_send() -> sa.Select[Any]:
+    """The keys that have tasks to be sent, or sent and not begun."""
+    states = values_of([TaskState.READY, *SENT])
+    return sa.select(tasks.c.task_key).where(tasks.c.state.in_(states)).distinct()
+
+
 def queued_since(key: str, time: datetime) -> sa.Select[Any]:
     """How many tasks of a key lie in its queue, and how many of them since before `time`."""
     unmoved = sa.func.coalesce(sa.func.sum(sa.case((tasks.c.queued_at <= time, 1), else_=0)), 0)
