@@ -285,9 +285,10 @@ async def test_a_worker_that_asks_gets_a_verdict(office: Office) -> None:
         await send(office, Ask(ticket=ticket, worker="w1", reply_to="inbox"))
         verdicts += await asyncio.wait_for(inbox.take(1), 5)
         await office.runner.cancel_job(job)
-        await inbox.take(1)  # the word to cancel
         await send(office, Ask(ticket=ticket, worker="w1", reply_to="inbox"))
-        verdicts += await asyncio.wait_for(inbox.take(1), 5)
+        async with asyncio.timeout(5):
+            while len(verdicts) < 2:  # between them are words to cancel
+                verdicts += [one for one in await inbox.take(1) if one.envelope.type == "verdict"]
 
     first, second = (open_verdict(one.envelope) for one in verdicts)
     assert (first.run, first.reason, first.ticket) == (True, "", ticket)
