@@ -119,7 +119,7 @@ async def _add_jobs(connection: AsyncConnection, new_jobs: Sequence[NewJob]) -> 
         ]
         first += len(new.graph.pending)
     for some in chunks(edges, 5000):
-        await connection.execute(sql.add_edges().values(some))
+        await connection.execute(sql.add_edges(), some)
     return job_ids
 
 
