@@ -174,7 +174,9 @@ def next_page(request: Request, *, after: object) -> str:
 # --- acted on ------------------------------------------------------------------------------------
 
 
-@router.post("/job/{job_id}/retry", responses={200: {"model": JobAnswer}, **problems(404, 422)})
+@router.post(
+    "/job/{job_id}/retry", responses={200: {"model": JobAnswer}, **problems(404, 409, 422)}
+)
 async def retry_job(
     job_id: TheJob,
     exact: Exact,
@@ -182,7 +184,10 @@ async def retry_job(
     reader: TheReader,
     with_tasks: WithTasks = True,  # noqa: FBT002
 ) -> Response:
-    """Run again what failed, was cancelled or reset; keep what succeeded."""
+    """Run again what failed, was cancelled or reset; keep what succeeded.
+
+    409 while the job is being cancelled.
+    """
     await runner.retry_job(job_id)
     return await show_job(reader, job_id, exact=exact, with_tasks=with_tasks)
 
@@ -192,7 +197,10 @@ _ACTED: Final = {202: {"model": JobHead}, **problems(404, 409, 422)}
 
 @router.post("/job/{job_id}/cancel", status_code=202, responses=_ACTED)
 async def cancel_job(job_id: TheJob, runner: TheRunner, reader: TheReader) -> Response:
-    """Cancel a job: what is queued never starts, what runs is told to stop."""
+    """Cancel a job: what is queued never starts, what runs is told to stop.
+
+    A large job is gone through behind the answer: `cancelling` is true until that is done.
+    """
     await runner.cancel_job(job_id)
     return await _head(reader, job_id)
 
