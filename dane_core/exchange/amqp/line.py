@@ -43,7 +43,7 @@ class Line:
         self._connection = connection
         self._name = name
         self._told = ""  # why there is no connection, as it was logged last
-        self._leaving = False
+        self._kept = False  # from the first connection until it is left
         self._overheard = Overheard()
         self._desk: Channel | None = None
         self._desk_free = asyncio.Lock()
@@ -96,9 +96,16 @@ class Line:
             return "it did not answer in time"
         return str(fault) or type(fault).__name__
 
+    async def connect(self) -> None:
+        """Connect for the first time. Raises: ExchangeUnreachable."""
+        patience = _ANSWERS * self.patience
+        async with answer_within(patience):
+            await self._connection.connect(timeout=patience)
+        self._kept = True
+
     async def leave(self) -> None:
         """Close the connection for good, as far as that can still be done."""
-        self._leaving = True
+        self._kept = False
         async with last_word():
             await self._connection.close()
 
@@ -147,7 +154,7 @@ class Line:
     def _tell(self, fault: BaseException | None) -> None:
         """Log why there is no connection: once, and not with every try."""
         why = self.explain(fault)
-        if self._told != why and not self._leaving:
+        if self._told != why and self._kept:
             logger.warning("%s: no connection to RabbitMQ: %s; trying again", self._name, why)
             self._told = why
 
@@ -160,10 +167,8 @@ async def open_line(url: str, name: str, patience: float) -> AsyncIterator[Line]
     connection = RobustConnection(address.with_query(settings), reconnect_interval=_FIRST_PAUSE)
     line = Line(connection, name, patience)
     try:
-        to_connect = _ANSWERS * patience
         try:
-            async with answer_within(to_connect):
-                await connection.connect(timeout=to_connect)
+            await line.connect()
         except ExchangeUnreachable as fault:
             shown = address.with_password("***") if address.password else address
             raise ExchangeUnreachable(f"no RabbitMQ at {shown}: {line.explain(fault)}") from fault
