@@ -332,8 +332,8 @@ class _Reacting(Store):
         self._store = store
         self._react = react
 
-    async def write(self, unit: Any) -> Any:
-        result = await self._store.write(unit)
+    async def write(self, unit: Any, *, patience: float | None = None) -> Any:
+        result = await self._store.write(unit, patience=patience)
         await self._react()
         return result
 
@@ -437,8 +437,8 @@ class _Once(Store):
         self._store = store
         self._then: Callable[[], Awaitable[Any]] | None = then
 
-    async def write(self, unit: Any) -> Any:
-        return await self._store.write(unit)
+    async def write(self, unit: Any, *, patience: float | None = None) -> Any:
+        return await self._store.write(unit, patience=patience)
 
     async def read(self, unit: Any) -> Any:
         result = await self._store.read(unit)
