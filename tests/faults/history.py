@@ -61,7 +61,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misbehaved:
-    """`work` is about to end as a task should not: one of `mischief`."""
+    """`work` is about to end as a task should not: one of `trouble`."""
 
     task_id: int
     attempt: int

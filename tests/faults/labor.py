@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from dane_core import Failed, TaskContext, Worker
 from tests.faults.history import FOLDER_VARIABLE, Began, Ended, History, Misbehaved
-from tests.faults.mischief import MISCHIEF
+from tests.faults.trouble import TROUBLE
 
 #: The worker's process id, for what its child processes write down.
 PID_VARIABLE: Final = "FAULTS_WORKER_PID"
@@ -28,7 +28,7 @@ class LaborArgs(BaseModel):
     good: int = 1  # attempts before this one fail for now
     fatal: bool = False  # it fails for good
     hold: str = ""  # goes on only once this word was said; `go-2` is for attempt 2 alone
-    does: str = ""  # one of `mischief`, in the end
+    does: str = ""  # one of `trouble`, in the end
 
 
 class Shift:
@@ -77,7 +77,7 @@ class Shift:
         if does := self._args.does:
             this = {name: self._facts[name] for name in ("task_id", "attempt")}
             self._history.note(Misbehaved(**this, does=does))
-            MISCHIEF[does]()
+            TROUBLE[does]()
         self._history.note(Ended(**self._facts))
         return {"value": self._facts["value"], "pad": "x" * self._args.size}
 

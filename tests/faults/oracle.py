@@ -38,7 +38,7 @@ _ACCUSED: Final = "that began it: "
 _TRACEBACK: Final = "Traceback (most recent call last)"
 #: What is in tracebacks that are nobody's fault: the broker's client tells so that a connection
 #: is lost, and a worker so that a task of the tests has raised.
-_HARMLESS: Final = ("Cancelling cause reader exited abnormally", "tests/faults/mischief.py")
+_HARMLESS: Final = ("Cancelling cause reader exited abnormally", "tests/faults/trouble.py")
 #: Files and threads that a process may hold more than at its start: pools fill as they are used.
 _SLACK: Final = 40
 

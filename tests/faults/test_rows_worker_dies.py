@@ -9,11 +9,11 @@ from dane_core.message import TEXT_LIMIT
 from dane_core.routing import RESPONSE_QUEUE
 from dane_core.worker.worker import Worker
 from tests.faults.labor import ChildToil, ThreadToil, Toil
-from tests.faults.mischief import FLOOD, HOARD
 from tests.faults.plugin import row
 from tests.faults.process import Process
 from tests.faults.rig import Rig
 from tests.faults.specs import job, toil
+from tests.faults.trouble import FLOOD, HOARD
 
 pytestmark = pytest.mark.services
 

@@ -80,7 +80,7 @@ def flood() -> NoReturn:
     raise ValueError("after the flood")
 
 
-MISCHIEF: Final[Mapping[str, Callable[[], None]]] = {
+TROUBLE: Final[Mapping[str, Callable[[], None]]] = {
     "hang": hang,
     "loop": loop,
     "die": die,
