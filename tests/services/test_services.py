@@ -30,6 +30,7 @@ _ASKER = """
 import sys, signal
 from pathlib import Path
 from tests.services.process import Guarded
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a run in the background ignores it
 folder = Path(sys.argv[1])
 guarded = Guarded(
     ["sleep", "1000"], log=folder / "log", folder=folder, after=["touch", sys.argv[2]]
