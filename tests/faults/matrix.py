@@ -126,6 +126,7 @@ _PARTS: Final[Mapping[str, Mapping[int, str]]] = {
 }
 
 _SHOWN_BY: Final[Mapping[int, tuple[str, ...]]] = {
+    62: ("tests/stories/test_stories_several.py",),
     11: ("tests/migrations/test_migrations.py",),
     47: ("tests/server/test_storage_engine.py",),
     **dict.fromkeys(range(67, 72), _HOSTILE),

@@ -72,7 +72,6 @@ async def test_a_result_that_comes_a_hundred_times_is_recorded_once(rig: Rig) ->
     rig.outcome = "one recorded, 99 counted as settled already"
 
 
-@quick
 @row(50)
 async def test_the_late_result_of_an_old_attempt_is_refused(rig: Rig) -> None:
     """A result comes for an attempt that is not the current one any more.
@@ -176,7 +175,6 @@ async def test_a_forged_result_is_refused(rig: Rig) -> None:
     rig.outcome = "refused and counted; the result of the worker was recorded"
 
 
-@quick
 @row(56)
 async def test_a_task_that_no_worker_takes_waits_and_says_so(rig: Rig) -> None:
     """No worker is bound to the key of a task.

@@ -145,7 +145,6 @@ async def test_an_answer_that_was_only_received_is_recorded_by_the_next(rig: Rig
     rig.outcome = "delivered again, recorded once, executed once"
 
 
-@quick
 @row(7)
 async def test_an_answer_that_was_recorded_and_not_acknowledged_changes_nothing_again(
     rig: Rig,

@@ -40,7 +40,6 @@ async def test_what_was_just_delivered_goes_to_another(rig: Rig) -> None:
     rig.outcome = "begun by the other, executed once"
 
 
-@quick
 @row(14)
 async def test_what_a_killed_worker_was_doing_is_done_by_another(rig: Rig) -> None:
     """A worker is killed in the middle of a task.

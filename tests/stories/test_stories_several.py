@@ -12,6 +12,7 @@ import pytest
 
 from dane_core.client import Client
 from dane_core.errors import ServerUnreachable
+from tests.faults.plugin import long
 from tests.services.mariadb import database_at
 from tests.stories.both_ways import BRISK, Real, as_environment, ended
 from tests.stories.programs import Program, finished, running
@@ -82,6 +83,7 @@ async def fleet(real: Real, folder: Path, *roles: str) -> AsyncIterator[Fleet]:
 
 
 @pytest.mark.services
+@long
 async def test_two_apis_and_two_runners_that_are_killed_at_random_lose_and_double_nothing(
     real: Real, tmp_path: Path
 ) -> None:

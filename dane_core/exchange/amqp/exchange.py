@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -14,7 +14,7 @@ from aiormq import Channel
 from aiormq.exceptions import ChannelAccessRefused
 
 from dane_core.errors import ExchangeUnreachable, NotFound, QueueMismatch
-from dane_core.exchange.amqp.line import Line, open_line
+from dane_core.exchange.amqp.line import Line, cancellations, open_line
 from dane_core.exchange.amqp.publisher import Publisher
 from dane_core.exchange.amqp.subscription import AmqpSubscription
 from dane_core.exchange.amqp.watchdog import Watchdog
@@ -70,14 +70,13 @@ async def connect(
         await exchange.declare_exchanges()
         every = check_every.total_seconds()
         keepers = [
-            asyncio.create_task(exchange.keep(every)),
-            asyncio.create_task(exchange.watch(every)),
+            asyncio.create_task(_always(partial(exchange.keep, every))),
+            asyncio.create_task(_always(partial(exchange.watch, every))),
         ]
-        for keeper in keepers:
-            keeper.add_done_callback(_tell_if_failed)
         try:
             yield exchange
         finally:
+            exchange.end()
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.wait(keepers)
@@ -169,16 +168,17 @@ class AmqpExchange:
     async def keep(self, check_every: float) -> None:
         """Restore what is lost as soon as that is noticed, and look every so many seconds."""
         pause = check_every
-        try:
-            while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await self._lost.wait()
-                self._lost.clear()
-                pause = check_every if await self._restore() else _RETRY
-                await asyncio.sleep(_BREATH)
-        finally:
-            self._closed = True
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._lost.wait()
+            self._lost.clear()
+            pause = check_every if await self._restore() else _RETRY
+            await asyncio.sleep(_BREATH)
+
+    def end(self) -> None:
+        """From now on there is no connection, whatever still comes of the broker."""
+        self._closed = True
 
     async def watch(self, check_every: float) -> None:
         """Look every so many seconds for consumers that have gone deaf, and for an alarm.
@@ -331,6 +331,15 @@ async def _delete(name: str, channel: Channel) -> None:
     await channel.queue_delete(name)
 
 
-def _tell_if_failed(keeper: asyncio.Task[None]) -> None:
-    if not keeper.cancelled() and (fault := keeper.exception()) is not None:
-        logger.critical("nothing on RabbitMQ is restored any more", exc_info=fault)
+async def _always(run: Callable[[], Awaitable[None]]) -> None:
+    """Keep something running until it is cancelled: without it nothing would be restored."""
+    while True:
+        try:
+            await run()
+        except asyncio.CancelledError:
+            if cancellations():
+                raise
+            logger.warning("the keeper of a connection to RabbitMQ was cut off; going on")
+        except Exception:
+            logger.exception("the keeper of a connection to RabbitMQ failed; going on")
+        await asyncio.sleep(_RETRY)

@@ -200,6 +200,12 @@ async def answer_within(patience: float) -> AsyncIterator[None]:
     except CONNECTION_EXCEPTIONS as fault:
         _heed(before)
         raise ExchangeUnreachable(str(fault) or type(fault).__name__) from fault
+    except Exception as fault:
+        # Nothing more is what aiormq says to those who wait on a connection that is given up.
+        if type(fault) is not Exception:
+            raise
+        _heed(before)
+        raise ExchangeUnreachable("the connection to RabbitMQ was given up") from fault
     _heed(before)
 
 
