@@ -16,7 +16,7 @@ class GivenUp(Exception):
 @pytest.mark.parametrize(
     "loss",
     [
-        Exception,
+        Exception,  # aiormq says no more than this on a connection that is given up
         ConnectionResetError("cut"),
         ChannelInvalidStateError("closed"),
         asyncio.CancelledError(),  # that nobody asked for
