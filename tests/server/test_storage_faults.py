@@ -237,13 +237,13 @@ async def test_silence_is_given_up_and_leaves_a_pool_of_full_size(
 ) -> None:
     """In a ping, in a handshake, while an answer is awaited, while nothing is taken any more."""
     del mariadb_url
-    monkeypatch.setattr(engine, "_UNIT_SECONDS", 1.5)
     size = engine._WRITERS + engine._READERS
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(wire.url))
-        store._connecting = 0.5
         if where != "new":
             await _all_in_use(store)
+        usual, store._connecting = store._connecting, 0.5
+        monkeypatch.setattr(engine, "_UNIT_SECONDS", 1.5)
 
         async def unit(connection: AsyncConnection) -> None:
             if where in ("in a statement", "in a long write"):
@@ -264,6 +264,8 @@ async def test_silence_is_given_up_and_leaves_a_pool_of_full_size(
 
         assert [o for o in outcomes if not isinstance(o, StoreUnreachable)] == []
         assert took < 5
+        store._connecting = usual
+        monkeypatch.undo()
         wire.cut()
         await _all_in_use(store)
 
@@ -280,7 +282,7 @@ async def _all_in_use(store: Store) -> None:
 
         await asyncio.gather(*(access(unit) for _ in range(size)))
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await together(store.write, engine._WRITERS)
         await together(store.read, engine._READERS)
 

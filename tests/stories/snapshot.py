@@ -1,5 +1,6 @@
 """All that a server says of a job, without what no two runs have in common."""
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ _PASSING: Final = frozenset(
         "due_at",
     }
 )
+#: What a child process had used when it ended.
+_MEMORY: Final = re.compile(r"\d[\d.]* [KMG]iB")
 #: Of larger jobs the attempts are not asked for one by one.
 _MANY: Final = 50
 
@@ -42,4 +45,6 @@ def _lasting(value: Any, folder: str) -> Any:
         return {name: _lasting(item, folder) for name, item in kept.items()}
     if isinstance(value, list):
         return [_lasting(item, folder) for item in value]
-    return value.replace(folder, "*") if isinstance(value, str) else value
+    if isinstance(value, str):
+        return _MEMORY.sub("some memory", value.replace(folder, "*"))
+    return value
