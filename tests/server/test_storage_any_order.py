@@ -16,7 +16,7 @@ from tests.server.machine import AnyOrder
 from tests.server.stores import empty_store
 
 #: `DANE_TEST_EXAMPLES=500` looks longer than there is time for in every run.
-_EXAMPLES = int(os.environ.get("DANE_TEST_EXAMPLES", "10"))
+_EXAMPLES = int(os.environ.get("DANE_TEST_EXAMPLES", "8"))
 
 
 def test_after_any_sequence_of_events_the_books_add_up(

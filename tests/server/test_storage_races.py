@@ -1,6 +1,7 @@
 """Acts and answers that meet in the same moment, and runners that meet at one node or key."""
 
 import asyncio
+import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -25,7 +26,7 @@ from tests.server.audit import audit, rows_left
 from tests.server.crash import Crash, Crashing, Holding
 from tests.server.ledger import Ledger, answer, parallel, released, sequence, started
 
-ROUNDS = 8
+ROUNDS = int(os.environ.get("DANE_TEST_ROUNDS", "4"))
 
 
 async def _after_a_while(dice: random.Random, work: Coroutine[Any, Any, Any]) -> Any:
