@@ -49,7 +49,10 @@ def spool_of(name: str, folder: Path, host: str = "h") -> Spool:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*.json"))
+    # `walk` passes over a folder that goes away meanwhile.
+    return sorted(
+        name for _, _, names in os.walk(folder) for name in names if name.endswith(".json")
+    )
 
 
 def all_in(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from dane_server.storage.tables import tasks
 from tests.faults.history import Sent
 from tests.faults.labor import Toil
-from tests.faults.plugin import quick, row
+from tests.faults.plugin import row
 from tests.faults.rig import Rig
 from tests.faults.specs import job, toil
 from tests.faults.workload import LIGHT, Workload
@@ -90,7 +90,7 @@ async def test_connections_that_are_cut_in_their_transactions_lose_nothing(rig: 
 @pytest.mark.parametrize(
     "having",
     [
-        pytest.param(b"INSERT INTO job", id="of a job", marks=quick),
+        pytest.param(b"INSERT INTO job", id="of a job"),
         pytest.param(b"INSERT INTO attempt", id="of a result"),
         pytest.param(b"UPDATE task", id="of a claim"),
     ],

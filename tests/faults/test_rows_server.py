@@ -132,7 +132,6 @@ async def test_what_was_confirmed_and_not_marked_has_one_result(rig: Rig) -> Non
     rig.outcome = f"{len(rig.history.began())} executions of 5 tasks, one result each"
 
 
-@quick
 @row(6)
 async def test_an_answer_that_was_only_received_is_recorded_by_the_next(rig: Rig) -> None:
     """Killed when an answer has arrived, before its transaction.
@@ -276,7 +275,7 @@ async def test_a_second_signal_ends_a_server_at_once(rig: Rig) -> None:
         pytest.param("job-committed:1", marks=[row(2), quick]),
         pytest.param("claimed:1", marks=row(3)),
         pytest.param("answer-received:1", marks=row(6)),
-        pytest.param("answers-half-written:1", marks=[row(9), quick]),
+        pytest.param("answers-half-written:1", marks=row(9)),
         pytest.param("answers-committed:1", marks=row(7)),
     ],
 )
