@@ -35,10 +35,16 @@ class Stopping:
     async def idle(self) -> AsyncIterator[None]:
         """Wait in here for more to do, where nothing is lost when that is broken off.
 
-        Raises: Stopped, once the word was given.
+        A cancellation that was lost on the way here is heeded. Raises: Stopped, once the word
+        was given.
         """
         if self._told:
             raise Stopped
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # `asyncio.wait_for` loses one that meets the end of what it waits for (Python 3.11),
+            # and drivers connect by it: whoever waited here then would wait for ever.
+            raise asyncio.CancelledError
         try:
             async with asyncio.timeout(None) as limit:
                 self._idle.add(limit)

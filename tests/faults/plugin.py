@@ -15,8 +15,8 @@ from typing import Any, Final
 import pytest
 
 #: Processor seconds that the quick rows may take together, their processes included. They take
-#: about a third of it; and processor time, unlike time, hardly depends on what else the machine does.
-#: A row more needs one less.
+#: about a third of it; and processor time, unlike time, hardly depends on what else the machine
+#: does. A row more needs one less.
 QUICK_BUDGET: Final = 150.0
 
 #: Of a test: the processor seconds that had been used when it began.

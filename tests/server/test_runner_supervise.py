@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 
@@ -186,3 +187,23 @@ async def test_a_bell_rung_before_anyone_listens_is_heard() -> None:
     assert not listening.done()
     await bell.ring()
     await asyncio.wait_for(listening, 5)
+
+
+async def test_a_cancellation_that_a_library_has_lost_ends_what_is_idle_next() -> None:
+    """`asyncio.wait_for` loses one (Python 3.11); the service would then wait for ever."""
+    at_work, stopping = asyncio.Event(), Stopping()
+
+    async def serve() -> None:
+        at_work.set()
+        with suppress(asyncio.CancelledError):  # as the library does
+            await asyncio.Event().wait()
+        async with stopping.idle():
+            await asyncio.Event().wait()
+
+    service = asyncio.create_task(keep_running("a service", serve, stopping=stopping))
+    await at_work.wait()
+
+    service.cancel()
+
+    await asyncio.wait({service}, timeout=5)
+    assert service.cancelled()
