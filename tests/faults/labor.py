@@ -99,20 +99,6 @@ class Toil(Worker):
         return shift.end()
 
 
-class ThreadToil(Worker):
-    """The same in a thread."""
-
-    key = "THREADTOIL"
-    run_in = "thread"
-    Args = LaborArgs
-
-    def work(self, task: TaskContext, args: LaborArgs) -> dict[str, Any]:
-        shift = Shift(task, args)
-        while not shift.over:
-            time.sleep(0.01)
-        return shift.end()
-
-
 class ChildToil(Worker):
     """The same in a child process."""
 
@@ -124,6 +110,13 @@ class ChildToil(Worker):
         while not shift.over:
             time.sleep(0.01)
         return shift.end()
+
+
+class ThreadToil(ChildToil):
+    """The same in a thread."""
+
+    key = "THREADTOIL"
+    run_in = "thread"
 
 
 class Other(Toil):
