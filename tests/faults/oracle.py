@@ -320,15 +320,16 @@ def order_is_kept(evidence: Evidence) -> Iterator[str]:
 
 def settled_stays(evidence: Evidence) -> Iterator[str]:
     """I6: once a task is settled nothing changes it but a person."""
+    touched = evidence.touched
+    by_hand = {task.id for task in evidence.tasks if task.job_id in touched}
     first: dict[int, Seen] = {}
     for seen in evidence.of(Seen):
         before = first.setdefault(seen.task_id, seen)
-        if _end(before) != _end(seen):
+        if _end(before) != _end(seen) and seen.task_id not in by_hand:
             yield f"task {seen.task_id} was {_end(before)}, and later {_end(seen)}"
-    touched = evidence.touched
     for task in evidence.tasks:
         now = (task.state, task.outcome, task.attempt)
-        if task.id in first and task.job_id not in touched and _end(first[task.id]) != now:
+        if task.id in first and task.id not in by_hand and _end(first[task.id]) != now:
             yield f"{task.name} was {_end(first[task.id])}, and is {now} at the end"
 
 

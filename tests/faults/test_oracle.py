@@ -314,6 +314,7 @@ def test_what_a_person_changes_is_no_violation() -> None:
     deleted = Acted(act="delete", job_id=7)
 
     assert [*INVARIANTS["I6"](and_then(reset, evidence=with_task(11, attempt=2)))] == []
+    assert [*INVARIANTS["I6"](and_then(reset, seen(11, state="queued", attempt=2)))] == []
     assert [*INVARIANTS["I5"](and_then(reset, began(13, 1.5)))] == []
     assert [*INVARIANTS["I1"](and_then(deleted, evidence=replace(SOUND, jobs=[])))] == []
 
