@@ -15,8 +15,8 @@ from tests.faults.specs import job, toil
 pytestmark = pytest.mark.services
 
 SOON: Final = 40.0
-#: What was lost with its queue is found out by the sweep, at the latest after this.
-FOUND_OUT: Final = 150.0
+#: A lost answer is found out after two minutes on a message and one on a lease; and some sweeps.
+FOUND_OUT: Final = 210.0
 #: Of a task, in seconds: longer than the broker waits, by the minute between two of its looks.
 LONG: Final = 150
 
