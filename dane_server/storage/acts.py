@@ -8,7 +8,6 @@ at once. What began first wins: while a job is being cancelled nothing of it is 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import product
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -16,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.errors import IllegalMove, NotFound
 from dane_core.job import JobId, TaskId
-from dane_core.routing import MAX_PRIORITY
 from dane_core.states import SENT, SETTLED, JobStatus, TaskState
 from dane_server.storage.engine import Store
+from dane_server.storage.presence import Place
 from dane_server.storage.release import go_on, reopen_after, reopen_before
 from dane_server.storage.statements import act as sql
 from dane_server.storage.statements import presence, recording
@@ -148,8 +147,11 @@ class Acts:
                     break
 
     async def _retry_those(self, job_id: JobId, state: TaskState) -> int:
-        some = partial(sql.tasks_of_job, job_id, state)
-        return await self._walk(some, partial(sql.those_still, state=state), _retry_of_job)
+        def some(after: Sequence[int]) -> sa.Select[Any]:
+            return sql.tasks_of_job(job_id, state, after[0], _SOME)
+
+        still = partial(sql.those_still, state=state)
+        return await self._walk(some, still, _retry_of_job, first=(-1,))
 
     async def cancel_job(self, job_id: JobId) -> None:
         """Cancel everything that is not settled. Raises as `begin_cancelling`."""
@@ -402,26 +404,28 @@ class Acts:
         self, key: str, states: Iterable[TaskState], act: _Act, *, outcome: int | None = None
     ) -> int:
         moved = 0
-        for state, rank in product(states, range(MAX_PRIORITY + 1)):
-            some = partial(sql.tasks_of_key, key, state, rank)
+        for state in states:
+            some = partial(sql.tasks_of_key, key, state, limit=_SOME)
             still = partial(sql.those_still, state=state, outcome=outcome)
-            moved += await self._walk(some, still, act)
+            moved += await self._walk(some, still, act, first=Place())
         return moved
 
     async def _walk(
         self,
-        some_after: Callable[[int, int], sa.Select[Any]],
+        some_after: Callable[[Sequence[int]], sa.Select[Any]],
         those_still: Callable[[Sequence[int]], sa.Select[Any]],
         act: _Act,
+        *,
+        first: Sequence[int],
     ) -> int:
         """Do an act to tasks, some at a time from the first to the last; returns to how many.
 
         Never back to the first: what is retried can fail again faster than the walk takes.
         """
-        moved, place = 0, -1
+        moved, place = 0, first
 
-        async def unit(connection: AsyncConnection) -> tuple[int, int] | None:
-            found = (await connection.execute(some_after(place, _SOME))).all()
+        async def unit(connection: AsyncConnection) -> tuple[Sequence[int], int] | None:
+            found = (await connection.execute(some_after(place))).all()
             if not found:
                 return None
             rows = (await connection.execute(those_still([row.id for row in found]))).all()
@@ -430,7 +434,7 @@ class Acts:
                 tally = Tally()
                 done = await act(connection, rows, tally)
                 await tally.write(connection)
-            return found[-1].place, done
+            return found[-1][1:], done  # behind its id stands its place
 
         while True:
             try:

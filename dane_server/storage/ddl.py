@@ -96,6 +96,27 @@ def create_index(name: str, table: str, *columns: str) -> None:
     op.create_index(name, table, columns, if_not_exists=True)
 
 
+def create_unique_index(name: str, table: str, *columns: str) -> None:
+    """Create an index of values that no two rows share, unless it is there already."""
+    op.create_index(name, table, columns, unique=True, if_not_exists=True)
+
+
+def replace_index(name: str, table: str, *columns: str) -> None:
+    """Give an index other columns, unless it has them already."""
+    indexes = {one["name"]: one for one in sa.inspect(op.get_bind()).get_indexes(table)}
+    if name in indexes and indexes[name]["column_names"] != list(columns):
+        drop_index(name, table)
+    create_index(name, table, *columns)
+
+
+def add_row(table: str, **values: Any) -> None:
+    """Add a row, `id` among its values, unless there is one with this id."""
+    rows = sa.table(table, *(sa.column(name) for name in values))
+    found = op.get_bind().scalar(sa.select(sa.func.count()).where(rows.c.id == values["id"]))
+    if not found:
+        op.execute(sa.insert(rows).values(**values))
+
+
 def drop_table(name: str) -> None:
     """Drop a table and its indexes, unless it is gone already."""
     op.drop_table(name, if_exists=True)

@@ -47,6 +47,41 @@ def _later_sqlite(element: later, compiler: SQLCompiler, **kw: Any) -> str:
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"
 
 
+class behind(FunctionElement[Any]):  # noqa: N801
+    """`behind(columns…, values…)`: rows after these values, in the order of those columns.
+
+    Spelled so that an index of them is entered at the right place.
+    """
+
+    type = sa.Boolean()
+    inherit_cache = True
+
+
+@compiles(behind)
+def _behind(element: behind, compiler: SQLCompiler, **kw: Any) -> str:
+    columns, values = _halves(element)
+    steps = [
+        sa.and_(
+            *(column == value for column, value in zip(columns[:size], values[:size], strict=True)),
+            columns[size] > values[size],
+        )
+        for size in range(len(columns))
+    ]
+    return compiler.process(sa.or_(*steps).self_group(), **kw)
+
+
+@compiles(behind, "sqlite")
+def _behind_sqlite(element: behind, compiler: SQLCompiler, **kw: Any) -> str:
+    columns, values = _halves(element)
+    return compiler.process(sa.tuple_(*columns) > sa.tuple_(*values), **kw)
+
+
+def _halves(element: behind) -> tuple[list[Any], list[Any]]:
+    clauses = list(element.clauses)
+    half = len(clauses) // 2
+    return clauses[:half], clauses[half:]
+
+
 class json_text(FunctionElement[Any]):  # noqa: N801
     """`json_text(document, path, name)`: a member of a JSON object in a text column, as text.
 

@@ -1,15 +1,14 @@
 """Writes down who is here and what runs where, inside a transaction."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.message import Gone, Heartbeat, Hello, Leased, Offer, Started, Ticket
-from dane_core.routing import MAX_PRIORITY, inbox_queue
+from dane_core.routing import inbox_queue
 from dane_core.states import IN_FLIGHT, SENT, TaskState
 from dane_server.storage.chunk import ROWS, chunks
 from dane_server.storage.leasing import ON_MESSAGE, PATIENCE, lose_attempts
@@ -209,11 +208,12 @@ async def _note_offers(connection: AsyncConnection, offers: Sequence[Offer]) -> 
         await connection.execute(sql.change_task_key(offer.key).values(offer=body))
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a walk over the tasks of a key has stopped."""
+class Place(NamedTuple):
+    """Where a walk over the tasks of a key and a state has stopped."""
 
-    rank: int = 0
+    rank: int = -1
+    owner_id: int = -1
+    job_id: int = -1
     task_id: int = -1
 
 
@@ -225,15 +225,12 @@ async def route_some(
     Never back to the first: what finds no queue again, being of a type that is not bound, would
     go round for ever.
     """
-    for rank in range(place.rank, MAX_PRIORITY + 1):
-        after = place.task_id if rank == place.rank else -1
-        found = await connection.execute(
-            act.tasks_of_key(key, TaskState.UNROUTABLE, rank, after, limit)
-        )
-        if ids := [row.id for row in found]:
-            moved = (await connection.execute(sql.routable_again(ids))).rowcount
-            return moved, Place(rank, ids[-1])
-    return 0, None
+    some = act.tasks_of_key(key, TaskState.UNROUTABLE, place, limit)
+    found = (await connection.execute(some)).all()
+    if not found:
+        return 0, None
+    moved = (await connection.execute(sql.routable_again([row.id for row in found]))).rowcount
+    return moved, Place(*found[-1][1:])
 
 
 async def lose_workers(connection: AsyncConnection, gone: Sequence[Gone], limit: int) -> int:

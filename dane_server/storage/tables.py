@@ -79,6 +79,21 @@ sources: Final = sa.Table(
     **_INNODB,
 )
 
+#: Who asks for jobs. The nameless one is who asks when nobody says who it is.
+NAMELESS: Final = 1
+
+owners: Final = sa.Table(
+    "owner",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True, nullable=False),
+    sa.Column("name", _ascii(100), nullable=False),
+    _number("weight", 1),  # its share of a key, next to that of others who want it too
+    sa.Column("max_open", sa.Integer),  # how much unfinished work it may have at once
+    sa.Index("owner_name", "name", unique=True),
+    sqlite_autoincrement=True,
+    **_INNODB,
+)
+
 jobs: Final = sa.Table(
     "job",
     metadata,
@@ -106,9 +121,11 @@ jobs: Final = sa.Table(
     _time("finished_at"),
     sa.Column("status", _ascii(12), sa.Computed(STATUS_SQL, persisted=True)),
     _time("cut_at"),  # when a cancellation last took work on it away from workers
+    _number("owner_id", NAMELESS),
     sa.Index("job_status", "status", "id"),
     sa.Index("job_source", "source_id", "id"),
     sa.Index("job_finished", "finished_at", "id"),
+    sa.Index("job_owner", "owner_id", "id"),
     sqlite_autoincrement=True,
     **_INNODB,
 )
@@ -149,12 +166,16 @@ tasks: Final = sa.Table(
     _number("beats"),  # heartbeats of the lease: one that has stood still is worth a look
     _number("starts"),  # times it was let start again because it may have killed a worker
     sa.Column("starters", LONG),  # the workers that were let: JSON, a list of their ids
-    sa.Index("task_ready", "state", "task_key", "rank", "id"),
+    _number("owner_id", NAMELESS),  # that of its job
+    sa.Index("task_ready", "state", "task_key", "rank", "owner_id", "job_id", "id"),
     sa.Index("task_due", "state", "due_at"),
     sa.Index("task_job", "job_id", "state", "seq"),
     sqlite_autoincrement=True,
     **_INNODB,
 )
+
+#: What tasks of one key and state are sorted by: the index `task_ready` behind those two.
+BY_OWNER: Final = (tasks.c.rank, tasks.c.owner_id, tasks.c.job_id, tasks.c.id)
 
 edges: Final = sa.Table(
     "edge",
@@ -241,6 +262,10 @@ task_keys: Final = sa.Table(
     sa.Column("task_key", _ascii(100), primary_key=True),
     _flag("paused"),
     sa.Column("offer", LONG),
+    sa.Column("concurrency", sa.Integer),  # how many may be sent or running at once
+    sa.Column("rate", REAL),  # how many may be sent in a second,
+    sa.Column("burst", sa.Integer),  # and how many of them together
+    _time("next_at"),  # when the next one is due at this rate
     **_INNODB,
 )
 

@@ -7,9 +7,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from dane_core.states import SENT, TaskState
-from dane_server.storage.functions import now
+from dane_server.storage.functions import behind, now
 from dane_server.storage.statements.lease import NO_STARTS, NOT_LEASED
 from dane_server.storage.tables import (
+    BY_OWNER,
     answers,
     attempts,
     deletions,
@@ -66,21 +67,17 @@ def tasks_of_job(job_id: int, state: TaskState, after: int, limit: int) -> sa.Se
     )
 
 
-def tasks_of_key(key: str, state: TaskState, rank: int, after: int, limit: int) -> sa.Select[Any]:
-    """Tasks of a key in a state, those behind the `place` where one stopped.
-
-    One rank at a time: then the index gives them in order.
-    """
+def tasks_of_key(key: str, state: TaskState, after: Sequence[int], limit: int) -> sa.Select[Any]:
+    """Tasks of a key in a state, in the order of the index, those behind where one stopped."""
     return (
-        sa.select(tasks.c.id, tasks.c.id.label("place"))
+        sa.select(tasks.c.id, *(column.label(f"at_{column.name}") for column in BY_OWNER))
         .with_hint(tasks, "FORCE INDEX (task_ready)", "mysql")
         .where(
             tasks.c.state == state,
             tasks.c.task_key == key,
-            tasks.c.rank == rank,
-            tasks.c.id > after,
+            behind(*BY_OWNER, *after),
         )
-        .order_by(tasks.c.id)
+        .order_by(*BY_OWNER)
         .limit(limit)
     )
 

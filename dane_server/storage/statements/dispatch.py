@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from dane_core.states import SENT, TaskState
 from dane_server.storage.functions import insert_missing, later, now
 from dane_server.storage.tables import (
+    BY_OWNER,
     jobs,
     task_keys,
     tasks,
@@ -93,7 +94,7 @@ def sendable(key: str, limit: int) -> sa.Select[Any]:
             tasks.c.due_at <= now(),
             _job_goes_on(),
         )
-        .order_by(tasks.c.rank, tasks.c.id)
+        .order_by(*BY_OWNER)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from dane_core.states import ACTIVE, JobStatus, TaskState
 from dane_server.storage.functions import insert_missing, later, now
 from dane_server.storage.tables import (
+    BY_OWNER,
     deletions,
     edges,
     jobs,
@@ -241,7 +242,7 @@ def ready_long(key: str, seconds: float) -> sa.Select[Any]:
     first = (
         sa.select(tasks.c.id, tasks.c.job_id, tasks.c.due_at)
         .where(tasks.c.state == TaskState.READY, tasks.c.task_key == key)
-        .order_by(tasks.c.rank, tasks.c.id)
+        .order_by(*BY_OWNER)
         .limit(_SAMPLE)
         .subquery()
     )

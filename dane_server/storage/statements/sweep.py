@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from dane_core.states import SENT, TaskState
 from dane_server.storage.functions import later, now
 from dane_server.storage.statements.lease import NOT_LEASED
-from dane_server.storage.tables import secrets, tasks, values_of, workers
+from dane_server.storage.tables import BY_OWNER, secrets, tasks, values_of, workers
 
 #: By state and time: any other index finds all tasks of a state, or all tasks.
 _BY_TIME: Final = "FORCE INDEX (task_due)"
@@ -182,7 +182,7 @@ def begun(key: str, limit: int = 50) -> list[sa.Select[Any]]:
         sa.select(tasks.c.queued_at, now().label("now"))
         .with_hint(tasks, _BY_KEY, "mysql")
         .where(tasks.c.state == state, tasks.c.task_key == key, tasks.c.queued_at.is_not(None))
-        .order_by(tasks.c.rank.desc(), tasks.c.id.desc())
+        .order_by(*(column.desc() for column in BY_OWNER))
         .limit(limit)
         for state in (TaskState.RUNNING, TaskState.SUCCEEDED)
     ]
