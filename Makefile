@@ -10,6 +10,8 @@ LOCKING := --quiet --universal --python-version 3.11 --generate-hashes --no-emit
 	--custom-compile-command 'make lock'
 # Tests in this many processes, twice the cores: many of them wait for a service. Each has a database and a virtual host of its own.
 JOBS ?= 4
+# Each of hundreds of processes would compile all it imports, where this is set.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test bench faults nemesis check format lock clean
 .DEFAULT_GOAL := help
