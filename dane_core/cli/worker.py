@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from dane_core.cli.heap import settle_heap
 from dane_core.cli.terminal import SERVICE, AsJson, Config, named, print_lines
 from dane_core.errors import BadSettings, Fault
 
@@ -100,6 +101,7 @@ async def serve_workers(
         broker, name=serving.worker_id, task_exchange=settings.RABBITMQ.EXCHANGE
     ) as exchange:
         with drain_on_signals(draining), _explaining(chosen.HEALTH_PORT):
+            settle_heap()
             _announce(serving.worker_id, classes, serving.slots, as_json=as_json)
             await serve(classes, exchange, serving, draining=draining)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from dane_core.cli.heap import settle_heap
 from dane_core.cli.terminal import SERVICE, AsJson, Config, complain, named, print_lines
 from dane_core.errors import BadWorker, DaneError
 
@@ -93,6 +94,7 @@ def serve(
 
     roles = frozenset(part for part in ROLES if role is None or part == role)
     if role is ServerRole.RUNNER:
+        settle_heap()
         _say({"role": "runner"}, "DANE's runner is at work; Ctrl-C stops it.", as_json=as_json)
     announce = announcing(settings, (), as_json=as_json)
     asyncio.run(run_server(settings, roles=roles, port=port, on_ready=announce))
@@ -134,6 +136,7 @@ def announcing(
     keys = sorted(worker.key for worker in workers)
 
     def announce(url: str) -> None:
+        settle_heap()
         facts = {"url": url, "keys": keys, "store": store, "exchange": exchange}
         lines = [f"DANE is ready at {url} (its API: {url}/DANE/docs)"]
         lines += [f"  workers   {', '.join(keys)}"] if keys else []
