@@ -90,17 +90,21 @@ class Runner(Operator):
         """
         return await self._bulletin.last_round()
 
-    async def submit(self, spec: JobSpec, *, once: Once | None = None) -> Submitted:
-        """Store a job; it is durable when this returns.
+    async def submit(
+        self, spec: JobSpec, *, once: Once | None = None, owner: str = ""
+    ) -> Submitted:
+        """Store a job of an owner; it is durable when this returns.
 
         Raises: BadSpec (args that do not fit a worker's schema), SourceConflict, KeyReused,
         StoreUnreachable.
         """
-        return await self._submissions.submit(spec, once=once)
+        return await self._submissions.submit(spec, once=once, owner=owner)
 
-    async def submit_many(self, specs: Sequence[JobSpec]) -> list[Submitted | DaneError]:
+    async def submit_many(
+        self, specs: Sequence[JobSpec], *, owner: str = ""
+    ) -> list[Submitted | DaneError]:
         """Store many jobs in one transaction; in place of a bad one stands what is wrong."""
-        return await self._submissions.submit_many(specs)
+        return await self._submissions.submit_many(specs, owner=owner)
 
     async def loops(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         """The services that move jobs, by name; each runs until told to stop, or cancelled."""

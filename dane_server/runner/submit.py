@@ -48,11 +48,13 @@ class Submissions:
         self._storing: asyncio.Task[None] | None = None
         self._finding_out: set[asyncio.Task[None]] = set()
 
-    async def submit(self, spec: JobSpec, *, once: Once | None = None) -> Submitted:
+    async def submit(
+        self, spec: JobSpec, *, once: Once | None = None, owner: str = ""
+    ) -> Submitted:
         """Store one job. What arrives while another batch is being stored goes in the next."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _LONGEST
-        [new] = await self._prepared([spec], once)
+        [new] = await self._prepared([spec], owner, once)
         if isinstance(new, BadSpec):
             raise new
         outcome: asyncio.Future[_Outcome] = loop.create_future()
@@ -76,9 +78,9 @@ class Submissions:
             return StoreUnreachable(silent)
         return OutcomeUnknown(silent)
 
-    async def submit_many(self, specs: Sequence[JobSpec]) -> list[_Outcome]:
+    async def submit_many(self, specs: Sequence[JobSpec], *, owner: str = "") -> list[_Outcome]:
         """Store many jobs in one transaction; a bad one fails alone."""
-        prepared = await self._prepared(specs)
+        prepared = await self._prepared(specs, owner)
         stored = iter(
             await self._writer.store_jobs([new for new in prepared if isinstance(new, NewJob)])
         )
@@ -86,12 +88,13 @@ class Submissions:
         return [next(stored) if isinstance(new, NewJob) else new for new in prepared]
 
     async def _prepared(
-        self, specs: Sequence[JobSpec], once: Once | None = None
+        self, specs: Sequence[JobSpec], owner: str, once: Once | None = None
     ) -> list[NewJob | BadSpec]:
         graphs = [compile_graph(spec.tasks) for spec in specs]
         objections = await self._arguments.check(graphs)
         return [
-            objection or NewJob(spec=spec, graph=graph, shared=self._shared(spec), once=once)
+            objection
+            or NewJob(spec=spec, graph=graph, shared=self._shared(spec), once=once, owner=owner)
             for spec, graph, objection in zip(specs, graphs, objections, strict=True)
         ]
 

@@ -1,6 +1,6 @@
 """Stores jobs with their tasks and edges, inside a transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from dane_core.routing import MAX_PRIORITY
 from dane_core.states import TaskState
 from dane_server.storage.chunk import ROWS, chunks, fitting
 from dane_server.storage.statements import submission as sql
+from dane_server.storage.tables import NAMELESS
 from dane_server.storage.view import NewJob, Once, Submitted
 
 _Outcomes = dict[int, Submitted | DaneError]
@@ -102,12 +103,13 @@ async def _in_conflict(connection: AsyncConnection, placed: _Placed) -> _Outcome
 async def _add_jobs(connection: AsyncConnection, new_jobs: Sequence[NewJob]) -> list[JobId]:
     if not new_jobs:
         return []
-    job_rows = [_job_row(new) for new in new_jobs]
+    owner_ids = await _owner_ids(connection, {new.owner for new in new_jobs})
+    job_rows = [_job_row(new, owner_ids[new.owner]) for new in new_jobs]
     job_ids = [JobId(job_id) for job_id in await _add_rows(connection, sql.add_jobs(), job_rows)]
     rows = [
         row
         for job_id, new in zip(job_ids, new_jobs, strict=True)
-        for row in _node_rows(job_id, new)
+        for row in _node_rows(job_id, new, owner_ids[new.owner])
     ]
     node_ids = await _add_rows(connection, sql.add_tasks(), rows)
     edges: list[dict[str, int]] = []
@@ -121,6 +123,25 @@ async def _add_jobs(connection: AsyncConnection, new_jobs: Sequence[NewJob]) -> 
     for some in chunks(edges, 5000):
         await connection.execute(sql.add_edges(), some)
     return job_ids
+
+
+async def _owner_ids(connection: AsyncConnection, names: Collection[str]) -> Mapping[str, int]:
+    """The ids of owners; one that nobody has heard of yet is written down."""
+    known = {"": NAMELESS}
+    if named := sorted(set(names).difference(known)):
+        known |= await _known_owners(connection, named)
+        if missing := [name for name in named if name not in known]:
+            await connection.execute(sql.add_nameless())
+            await connection.execute(sql.add_owners(), [{"name": name} for name in missing])
+            known |= await _known_owners(connection, missing)
+    return known
+
+
+async def _known_owners(connection: AsyncConnection, names: Sequence[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for some in chunks(names, ROWS):
+        found |= {row.name: row.id for row in await connection.execute(sql.owners_named(some))}
+    return found
 
 
 async def _add_rows(
@@ -137,7 +158,7 @@ async def _add_rows(
     return ids
 
 
-def _job_row(new: NewJob) -> dict[str, Any]:
+def _job_row(new: NewJob, owner_id: int) -> dict[str, Any]:
     spec, graph = new.spec, new.graph
     return {
         "source_id": spec.source_id,
@@ -147,12 +168,13 @@ def _job_row(new: NewJob) -> dict[str, Any]:
         "metadata": written(spec.metadata),
         "shared": written(new.shared),
         "tree": written(graph.tree),
+        "owner_id": owner_id,
         "total": len(graph.tasks),
         "active": sum(pending == 0 for pending in graph.pending[: len(graph.tasks)]),
     }
 
 
-def _node_rows(job_id: JobId, new: NewJob) -> list[dict[str, Any]]:
+def _node_rows(job_id: JobId, new: NewJob, owner_id: int) -> list[dict[str, Any]]:
     graph = new.graph
     fanout = [0] * len(graph.pending)
     for src, _ in graph.edges:
@@ -179,6 +201,7 @@ def _node_rows(job_id: JobId, new: NewJob) -> list[dict[str, Any]]:
                 "pending": pending,
                 "fanin": pending,
                 "fanout": fanout[seq],
+                "owner_id": owner_id,
             }
         )
     return rows

@@ -165,6 +165,7 @@ class NewJob:
     graph: Graph
     shared: Mapping[str, str]
     once: Once | None = None
+    owner: str = ""  # whose it is; nobody's in particular
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,10 +62,12 @@ def spec(tasks: Any = "A", **members: Any) -> JobSpec:
     return read_job(job | members)
 
 
-def new_job(tasks: Any = "A", *, once: Once | None = None, **members: Any) -> NewJob:
+def new_job(
+    tasks: Any = "A", *, once: Once | None = None, owner: str = "", **members: Any
+) -> NewJob:
     """A job to store. `members` are those of a specification."""
     read = spec(tasks, **members)
-    return NewJob(spec=read, graph=compile_graph(read.tasks), shared={}, once=once)
+    return NewJob(spec=read, graph=compile_graph(read.tasks), shared={}, once=once, owner=owner)
 
 
 def ticket(claim: Claim, *, attempt: int | None = None) -> Ticket:

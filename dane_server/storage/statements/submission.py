@@ -7,9 +7,11 @@ import sqlalchemy as sa
 
 from dane_server.storage.functions import insert_missing, now
 from dane_server.storage.tables import (
+    NAMELESS,
     edges,
     jobs,
     once,
+    owners,
     sources,
     tasks,
 )
@@ -45,6 +47,19 @@ def source_urls(source_ids: Sequence[str]) -> sa.Select[Any]:
         .where(sources.c.source_id.in_(source_ids))
         .with_for_update(read=True)
     )
+
+
+def owners_named(names: Sequence[str]) -> sa.Select[Any]:
+    return sa.select(owners.c.name, owners.c.id).where(owners.c.name.in_(names))
+
+
+def add_nameless() -> sa.Insert:
+    """The owner of what is nobody's: a store has it before any other, so nobody has its id."""
+    return insert_missing(owners).values(id=NAMELESS, name="")
+
+
+def add_owners() -> sa.Insert:
+    return insert_missing(owners)
 
 
 def add_jobs() -> sa.Insert:
