@@ -8,6 +8,7 @@ server shows what any of them has counted, and none begins at 0 again.
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -16,8 +17,12 @@ from prometheus_client import CollectorRegistry, Gauge, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-#: Seconds between two measurements of how late the event loop is.
-_TICK = 0.5
+#: Seconds between two measurements of how late the event loop is, while this process works and
+#: while it does not: looking is work too. A stall is seen but for this.
+_OFTEN = 0.03
+_SELDOM = 0.25
+#: The part of a core that is work.
+_WORKS = 0.1
 
 #: What is counted: the name of a number and its label, "" for one that has none.
 Counted = tuple[str, str]
@@ -86,6 +91,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._worst = 0.0
         self.totals = Totals()
         count = self.totals.add
         self.divergences = count(
@@ -103,6 +109,10 @@ class Metrics:
         self.consumers = self._gauge("dane_queue_consumers", "Consumers of a queue", "queue")
         self.connections = self._gauge("dane_store_connections", "Connections in use", "pool")
         self.lag = self._gauge("dane_event_loop_lag_seconds", "How late the event loop is")
+        self.stall = self._gauge(
+            "dane_event_loop_stall_seconds",
+            "How late the event loop was at most since the last look",
+        )
         self.paused = self._gauge("dane_dispatcher_paused", "1 while the broker takes no messages")
         self.reached = self._gauge("dane_reachable", "1 when it answers", "part")
         info = Info("dane_server", "The version that runs", registry=self.registry)
@@ -110,15 +120,25 @@ class Metrics:
 
     def page(self) -> bytes:
         """Everything, as Prometheus reads it."""
-        return generate_latest(self.registry)
+        page = generate_latest(self.registry)
+        self._worst = 0.0
+        self.stall.set(0.0)
+        return page
 
     async def watch_loop(self) -> None:
         """Measure how late the event loop is, until cancelled."""
         loop = asyncio.get_running_loop()
+        pause = _OFTEN
         while True:
-            due = loop.time() + _TICK
-            await asyncio.sleep(_TICK)
-            self.lag.set(max(loop.time() - due, 0.0))
+            worked, due = time.process_time(), loop.time() + pause
+            await asyncio.sleep(pause)
+            late = max(loop.time() - due, 0.0)
+            self.lag.set(late)
+            if late > self._worst:
+                self._worst = late
+                self.stall.set(late)
+            works = time.process_time() - worked > _WORKS * (pause + late)
+            pause = _OFTEN if works else _SELDOM
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)

@@ -1,5 +1,7 @@
 """The page for Prometheus, and what the doctor's last round found."""
 
+import asyncio
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -79,6 +81,21 @@ async def test_a_state_that_has_no_task_any_more_has_no_number(sqlite_store: Sto
     name = "dane_tasks{'state': 'ready', 'task_key': 'OCR'}"
     assert name in before
     assert name not in after
+
+
+async def test_the_worst_stall_of_the_event_loop_is_told_once() -> None:
+    """What the loop was late in between is over when somebody looks."""
+    name, metrics = "dane_event_loop_stall_seconds", Metrics()
+    watching = asyncio.create_task(metrics.watch_loop())
+    await asyncio.sleep(0)
+    time.sleep(0.1)  # noqa: ASYNC251  the stall
+    while not (worst := read(metrics.page().decode())[name]):  # noqa: ASYNC110  it is a number
+        await asyncio.sleep(0)
+    after = read(metrics.page().decode())[name]
+    watching.cancel()
+
+    assert worst > 0.05
+    assert after == 0
 
 
 async def test_refused_answers_are_counted_by_their_reason(sqlite_store: Store) -> None:
