@@ -25,8 +25,8 @@ demo: $(VENV)/runnable  ## Work through a few files, with everything in one proc
 test: $(VENV)/installed  ## Run every test, on RabbitMQ and MariaDB too
 	$(BIN)/python -m tests.services run -- $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-bench: $(VENV)/installed  ## Measure DANE beside its peers (B="1 2": only these)
-	$(BIN)/python -m benchmarks $(B) --json benchmarks.json
+bench: $(VENV)/installed  ## Measure DANE beside its peers (B="5 7": these, whole)
+	$(BIN)/python -m benchmarks $(B)
 
 faults: $(VENV)/installed  ## Show every row of the fault matrix; writes docs/reliability.md
 	$(BIN)/python -m tests.faults $(ARGS)

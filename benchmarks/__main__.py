@@ -2,47 +2,86 @@
 
 import argparse
 import asyncio
-import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.chain import CHAIN
+from benchmarks.child import CHILD
+from benchmarks.embedded import EMBEDDED
+from benchmarks.fairness import FAIRNESS
 from benchmarks.fan_out import FAN_OUT
-from benchmarks.ground import Grounds, grounds
-from benchmarks.measure import Benchmark, Figures
+from benchmarks.full_store import FULL_STORE
+from benchmarks.ground import Grounds, Size, grounds
+from benchmarks.growth import GROWTH
+from benchmarks.latency import LATENCY
+from benchmarks.measure import Benchmark, Figures, Run
+from benchmarks.report import kept, table, write_document
 from benchmarks.small_jobs import SMALL_JOBS
+from benchmarks.submission import SUBMISSION
 from tests.services.provider import NoService
 
-ALL: Final = {benchmark.number: benchmark for benchmark in (FAN_OUT, CHAIN, SMALL_JOBS)}
+ALL: Final = {
+    benchmark.number: benchmark
+    for benchmark in (
+        *(FAN_OUT, CHAIN, SMALL_JOBS, SUBMISSION, GROWTH),
+        *(FAIRNESS, FULL_STORE, LATENCY, EMBEDDED, CHILD),
+    )
+}
+
+#: Columns of the table where there is no terminal.
+_WIDTH: Final = 140
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("numbers", nargs="*", type=int, choices=[[], *ALL], metavar="NUMBER")
-    parser.add_argument("--rounds", type=int, default=3, help="at least three for a median")
-    parser.add_argument("--only", help="one contender only, to profile it", metavar="CONTENDER")
-    parser.add_argument("--json", type=Path, default=None, help="where to write every figure")
-    chosen = parser.parse_args()
+    chosen = _arguments()
+    if chosen.document:
+        write_document(chosen.json)
+        return 0
+    size = Size.TRIAL if chosen.trial else Size.WHOLE if chosen.numbers else Size.USUAL
+    numbers = chosen.numbers or [number for number, one in ALL.items() if one.by_default]
     console = Console(stderr=True)
+    results = []
     try:
-        with grounds() as ground:
-            results = [
-                measured(ALL[number], ground, chosen.rounds, chosen.only, console)
-                for number in chosen.numbers or ALL
-            ]
+        with grounds(size) as ground:
+            for number in numbers:
+                figures = measured(ALL[number], ground, chosen.rounds, chosen.only, console)
+                results.append(figures)
+                if not chosen.trial:
+                    kept(chosen.json, figures, size)
     except NoService as missing:
         console.print(str(missing))
         return 3
-    Console().print(table(results))
-    if chosen.json:
-        chosen.json.write_text(json.dumps([figures_of(result) for result in results], indent=2))
+    Console(width=None if sys.stdout.isatty() else _WIDTH).print(table(results))
     return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "numbers",
+        nargs="*",
+        type=int,
+        choices=[[], *ALL],
+        metavar="NUMBER",
+        help="these only, at their whole size",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="at least three for a median")
+    parser.add_argument("--only", help="one contender only, to profile it", metavar="CONTENDER")
+    parser.add_argument("--trial", action="store_true", help="small, to see that it works")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=Path("benchmarks.json"),
+        help="keep the figures here, beside those of other benchmarks  [%(default)s]",
+    )
+    parser.add_argument(
+        "--document", action="store_true", help="only put the figures kept into docs/performance.md"
+    )
+    return parser.parse_args()
 
 
 def measured(
@@ -54,52 +93,23 @@ def measured(
         for name, run in benchmark.contenders.items():
             if only not in (None, name):
                 continue
-            with ground.new() as own:
-                figure = asyncio.run(run(own))
-            figures.add(name, figure)
-            console.print(
-                f"B{benchmark.number} {benchmark.title}, round {round_}: "
-                f"{name} {figure:,.1f} {benchmark.unit}"
-            )
+            for figure, value in _figures_of(name, run, ground):
+                figures.add(figure, value)
+                console.print(
+                    f"B{benchmark.number} {benchmark.title}, round {round_}: "
+                    f"{figure} {value:,.2f} {benchmark.unit_of(figure)}",
+                    highlight=False,
+                )
     return figures
 
 
-def table(results: Sequence[Figures]) -> Table:
-    """Medians, and the ratios that count."""
-    shown = Table("", "benchmark", "contender", "median", "unit", "DANE ÷ it", "target", "")
-    for figures in results:
-        benchmark = figures.benchmark
-        targets = {target.peer: target for target in benchmark.targets}
-        for name in figures.by_contender:
-            target = targets.get(name)
-            compared = target is not None and "DANE" in figures.by_contender
-            sign = "≥" if benchmark.higher_is_better else "≤"
-            shown.add_row(
-                f"B{benchmark.number}",
-                benchmark.title,
-                name,
-                f"{figures.median(name):,.1f}",
-                benchmark.unit,
-                f"{figures.ratio(target):.2f}" if target and compared else "",
-                f"{sign} {target.ratio:g}" if target else "",
-                ("yes" if figures.reaches(target) else "no") if target and compared else "",
-            )
-    return shown
-
-
-def figures_of(result: Figures) -> dict[str, Any]:
-    """Every figure of a benchmark, for other programs."""
-    return {
-        "benchmark": result.benchmark.number,
-        "title": result.benchmark.title,
-        "unit": result.benchmark.unit,
-        "figures": result.by_contender,
-        "targets": [
-            {**asdict(target), "reached": result.reaches(target)}
-            for target in result.benchmark.targets
-            if {target.peer, "DANE"} <= set(result.by_contender)
-        ],
-    }
+def _figures_of(name: str, run: Run, ground: Grounds) -> Iterator[tuple[str, float]]:
+    with ground.new() as own:
+        found = asyncio.run(run(own))
+    if isinstance(found, float):
+        yield name, found
+    else:
+        yield from found.items()
 
 
 if __name__ == "__main__":

@@ -1,18 +1,29 @@
 """DANE as a contender: a server and a worker, each a process of its own."""
 
+import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
+
 from benchmarks.ground import Books, Ground, Process, settings
 from dane_core.client import Client
 
-_NOOP = Path(__file__).with_name("noop.py")
-_DANE = str(Path(sys.executable).with_name("dane"))
+_HERE: Final = Path(__file__).parent
+_DANE: Final = str(Path(sys.executable).with_name("dane"))
+_ALL_FINISHED: Final = "SELECT COUNT(*) = COUNT(finished_at) FROM job"
+_GLANCE: Final = 0.05
+
+#: Kinds of work: files with one worker each, all of the key NOOP.
+NOOP: Final = "noop.py"  # on the event loop
+CLOCKED: Final = "clocked.py"  # the same, and answers when it was called
+IN_THREAD: Final = "noop_in_thread.py"
+IN_CHILD: Final = "noop_in_child.py"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +34,6 @@ class Dane:
     client: Client
     books: Books
     server: Process
-    worker: Process | None
 
     async def finish(self, spec: dict[str, Any]) -> None:
         """Post a job and wait until everything posted is finished in the database."""
@@ -40,8 +50,12 @@ class Dane:
         """Wait until no job in the database has anything left to do."""
         await self.books.reaches(_ALL_FINISHED, 1)
 
-
-_ALL_FINISHED: Final = "SELECT COUNT(*) = COUNT(finished_at) FROM job"
+    async def gauge(self, name: str) -> float:
+        """A number of `GET /metrics`."""
+        async with httpx.AsyncClient(timeout=60) as http:
+            page = (await http.get(f"{self.url}/metrics")).text
+        found = [line.split()[-1] for line in page.splitlines() if line.startswith(f"{name} ")]
+        return float(found[0])
 
 
 def job(tasks: Any, source: str = "T1") -> dict[str, Any]:
@@ -51,32 +65,79 @@ def job(tasks: Any, source: str = "T1") -> dict[str, Any]:
 
 @asynccontextmanager
 async def dane(
-    ground: Ground, *, slots: int = 50, target: str = str(_NOOP), worker: bool = True
+    ground: Ground,
+    *,
+    slots: int = 50,
+    work: str | None = NOOP,
+    chosen: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Dane]:
-    """A server with both roles and one worker process, with a job of 200 tasks behind them."""
-    urls = settings(STORE={"URL": ground.mysql_url}, EXCHANGE={"URL": ground.amqp_url})
-    home = {"DANE_HOME": str(ground.folder)} | settings(DANE_SERVER={"DATA_FOLDER": ground.folder})
+    """A server with both roles and one worker process, with a job of 200 tasks behind them.
+
+    Without `work` there is no worker. `chosen` are settings of the server, as `settings` makes
+    them.
+    """
+    await make_tables(ground)
     async with AsyncExitStack() as stack:
-        async with ground.process(_DANE, "db", "upgrade", **urls, **home) as upgrade:
-            await upgrade.ended()
         server = await stack.enter_async_context(
-            ground.process(_DANE, "serve", "--port", "0", "--json", **urls, **home)
+            ground.process(
+                *(_DANE, "serve", "--port", "0", "--json"),
+                **_both_urls(ground),
+                **_home(ground),
+                **(chosen or {}),
+            )
         )
         url = json.loads((await server.says("\n")).splitlines()[0])["url"]
         books = await stack.enter_async_context(Books(ground.mysql_url))
-        client = await stack.enter_async_context(Client(url))
-        team = None
-        if worker:
-            team = await stack.enter_async_context(
-                ground.process(
-                    _DANE, "worker", target, "--slots", str(slots), **_for_worker(ground), **home
-                )
-            )
-        running = Dane(url=url, client=client, books=books, server=server, worker=team)
-        if worker:
+        client = await stack.enter_async_context(Client(url, timeout=120))
+        running = Dane(url=url, client=client, books=books, server=server)
+        if work is not None:
+            broker = settings(EXCHANGE={"URL": ground.amqp_url})
+            command = (_DANE, "worker", str(_HERE / work), "--slots", str(slots))
+            await stack.enter_async_context(ground.process(*command, **broker, **_home(ground)))
             await running.finish(job({"taskParallel": ["NOOP"] * 200}, "warm-up"))
         yield running
 
 
-def _for_worker(ground: Ground) -> dict[str, str]:
-    return settings(EXCHANGE={"URL": ground.amqp_url})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """A DANE in one process, on SQLite, with the worker inside."""
+
+    client: Client
+
+    async def finish(self, spec: dict[str, Any]) -> None:
+        """Post a job and wait until it is finished; only the server sees its database."""
+        posted = await self.client.submit(spec)
+        while not await self._is_finished(posted["job_id"]):  # noqa: ASYNC110  another process is
+            await asyncio.sleep(_GLANCE)
+
+    async def _is_finished(self, job_id: int) -> bool:
+        job = await self.client.job(job_id, tasks=False)
+        return job["finished_at"] is not None
+
+
+@asynccontextmanager
+async def embedded(ground: Ground, *, slots: int = 50) -> AsyncIterator[Embedded]:
+    """`dane dev`, with a job of 200 tasks behind it."""
+    command = (_DANE, "dev", str(_HERE / NOOP), "--slots", str(slots), "--port", "0", "--json")
+    async with ground.process(*command, **_home(ground)) as server:
+        url = json.loads((await server.says("\n")).splitlines()[0])["url"]
+        async with Client(url) as client:
+            running = Embedded(client=client)
+            await running.finish(job({"taskParallel": ["NOOP"] * 200}, "warm-up"))
+            yield running
+
+
+async def make_tables(ground: Ground) -> None:
+    """Bring the database up to date; that it is already is fine."""
+    command = (_DANE, "db", "upgrade")
+    async with ground.process(*command, **_both_urls(ground), **_home(ground)) as upgrade:
+        await upgrade.ended()
+
+
+def _both_urls(ground: Ground) -> dict[str, str]:
+    return settings(STORE={"URL": ground.mysql_url}, EXCHANGE={"URL": ground.amqp_url})
+
+
+def _home(ground: Ground) -> dict[str, str]:
+    folder = settings(DANE_SERVER={"DATA_FOLDER": ground.folder})
+    return {"DANE_HOME": str(ground.folder), **folder}

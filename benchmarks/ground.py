@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -25,6 +26,21 @@ from tests.services.rabbitmq import CONTROL_VARIABLE, virtual_host_at
 #: Between two looks at whether a round is over, in seconds.
 _GLANCE = 0.02
 _GRACE = 20.0
+#: Clock ticks in a second, as the kernel counts the time of processes.
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Size(Enum):
+    """How much is measured: a trial shows that it works, the whole is what targets are for."""
+
+    TRIAL = "trial"
+    USUAL = "usual"
+    WHOLE = "whole"
+
+    def of(self, *, trial: int, usual: int, whole: int | None = None) -> int:
+        """How many of something; the whole is the usual, unless it is said."""
+        sizes = {Size.TRIAL: trial, Size.USUAL: usual}
+        return sizes.get(self, usual if whole is None else whole)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +50,7 @@ class Ground:
     amqp_url: str
     mysql_url: str  # mysql+asyncmy://…/name
     folder: Path
+    size: Size
 
     def mysql_as(self, driver: str) -> str:
         """The database's URL for another library: `mysql+pymysql`, say."""
@@ -95,6 +112,12 @@ class Process:
                 return int(line.split()[1]) / 1024
         raise RuntimeError("the kernel does not tell")
 
+    @property
+    def effort(self) -> float:
+        """Processor seconds it has used so far, its threads included (Linux)."""
+        words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / _TICKS
+
 
 async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
@@ -130,10 +153,25 @@ class Books:
 
     async def number(self, query: str) -> Any:
         """The one value that a query gives."""
+        row = await self.row(query)
+        return row[0] if row else None
+
+    async def row(self, query: str) -> Any:
+        """The first row that a query gives."""
         async with self._connection.cursor() as cursor:
             await cursor.execute(query)
-            row = await cursor.fetchone()
-        return row[0] if row else None
+            return await cursor.fetchone()
+
+    async def do(self, statement: str) -> None:
+        """Change something."""
+        async with self._connection.cursor() as cursor:
+            await cursor.execute(statement)
+
+    async def numbers(self, query: str) -> list[float]:
+        """The first value of every row that a query gives."""
+        async with self._connection.cursor() as cursor:
+            await cursor.execute(query)
+            return [float(row[0]) for row in await cursor.fetchall()]
 
     async def reaches(self, query: str, wanted: int, within: float = 600.0) -> None:
         """Wait until a count is as high as wanted. Raises: TimeoutError."""
@@ -143,11 +181,11 @@ class Books:
 
 
 @contextmanager
-def grounds() -> Iterator["Grounds"]:
+def grounds(size: Size) -> Iterator["Grounds"]:
     """The servers, started for this run. Raises: NoService."""
     with private_broker() as broker, private_database() as database:
         os.environ[CONTROL_VARIABLE] = shlex.join(broker.control_command)
-        yield Grounds(broker.url, database.url)
+        yield Grounds(broker.url, database.url, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +194,7 @@ class Grounds:
 
     amqp_url: str
     mysql_url: str
+    size: Size
 
     @contextmanager
     def new(self) -> Iterator[Ground]:
@@ -164,7 +203,12 @@ class Grounds:
             database_at(self.mysql_url) as mysql_url,
             TemporaryDirectory(prefix="dane-bench-") as folder,
         ):
-            yield Ground(amqp_url=virtual_host.url, mysql_url=mysql_url, folder=Path(folder))
+            yield Ground(
+                amqp_url=virtual_host.url,
+                mysql_url=mysql_url,
+                folder=Path(folder),
+                size=self.size,
+            )
 
 
 def python(*arguments: str) -> tuple[str, ...]:
