@@ -3,6 +3,7 @@
 Members that are `NotRequired` are ours. They are left out of answers in DANE 0.1's exact shape.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any, Final, NotRequired
@@ -340,11 +341,35 @@ class AsItComes(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope, receive
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
+        await self._send_parts(send, gone=asyncio.Event())
+
+    async def _send_parts(self, send: Send, gone: asyncio.Event) -> None:
+        status = self.status_code
+        await send({"type": "http.response.start", "status": status, "headers": self.raw_headers})
         async for part in self._parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
+            if gone.is_set():
+                return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Streamed(AsItComes):
+    """An answer to a request that has been read, made while it is sent, to who is still there."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        gone = asyncio.Event()
+        watching = asyncio.create_task(_watch(receive, gone))
+        try:
+            await self._send_parts(send, gone)
+        finally:
+            watching.cancel()
+
+
+async def _watch(receive: Receive, gone: asyncio.Event) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
 
 
 def dump(content: Any) -> bytes:

@@ -24,7 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGEST_ID: Final = 2**63 - 1
-#: Longer bodies and jobs of more tasks are worked on beside the event loop.
+#: Longer bodies are read beside the event loop, jobs of more tasks are written some at a time.
 LARGE_BODY: Final = 32 * 1024
 LARGE_JOB: Final = 500
 

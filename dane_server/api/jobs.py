@@ -16,8 +16,10 @@ from dane_server.api.answer import (
     JobHead,
     JobIds,
     JobsPage,
+    Streamed,
     TasksPage,
 )
+from dane_server.api.body import JSON
 from dane_server.api.deps import (
     LARGE_JOB,
     After,
@@ -32,13 +34,13 @@ from dane_server.api.deps import (
     TheRunner,
     Time,
     WithTasks,
-    beside,
 )
 from dane_server.api.openapi import problems
 from dane_server.api.problems import Rejection
 from dane_server.api.shape import job_answer, job_head, task_row
+from dane_server.api.whole import whole_job
 from dane_server.storage.reader import Reader
-from dane_server.storage.view import JobQuery
+from dane_server.storage.view import JobQuery, LargeJob
 
 router = APIRouter(prefix=PREFIX, tags=["jobs"])
 
@@ -48,12 +50,14 @@ MOST_METADATA: Final = 8
 
 async def show_job(
     reader: Reader, job_id: JobId, *, exact: bool = False, with_tasks: bool = True
-) -> Answer:
-    """A job as it stands. Raises: NotFound."""
+) -> Response:
+    """A job as it stands; a large one is read while it is sent. Raises: NotFound."""
     if not with_tasks:
         return Answer(job_head(await reader.job(job_id), exact=exact))
-    view = await reader.job_view(job_id)
-    return await beside(len(view.tasks) > LARGE_JOB, lambda: Answer(job_answer(view, exact=exact)))
+    view = await reader.small_job_view(job_id, most=LARGE_JOB)
+    if isinstance(view, LargeJob):
+        return Streamed(whole_job(reader, view, exact=exact), media_type=JSON)
+    return Answer(job_answer(view, exact=exact))
 
 
 # --- found ---------------------------------------------------------------------------------------

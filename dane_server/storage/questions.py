@@ -18,12 +18,20 @@ from dane_server.storage.tables import (
     releasing,
     task_keys,
     tasks,
+    values_of,
 )
 from dane_server.storage.tables import workers as worker_table
 from dane_server.storage.view import JobQuery
 
-#: The rate of a key is counted over this many seconds.
+#: The rate of a key is counted over this many seconds, or this many attempts of all keys.
 LATELY: Final = 300
+LAST: Final = 5000
+#: Whoever waits longest is looked for among so many of a key in each state, the first to be sent.
+_HEAD: Final = 100
+#: The states of a task that keep a job from being done.
+NOT_DONE: Final = tuple(
+    state for state in TaskState if state not in (TaskState.SUCCEEDED, TaskState.SKIPPED)
+)
 
 _SHOWN: Final = (
     *(column for column in jobs.c if column.name != "tree"),
@@ -116,20 +124,24 @@ def of_source(source_id: str) -> sa.Select[Any]:
 
 
 def first_of_each_state(job_ids: Sequence[int], *, forgiving: bool) -> sa.Select[Any]:
-    """Per job and state that is not done, the first task in it.
+    """Per job and state that is not done (`NOT_DONE`, a column each), the first task in it.
 
-    Answered from the index alone, unless tasks that were allowed to fail count as done.
+    A seek in the index for each, however many tasks a job has; unless tasks that were allowed
+    to fail count as done: then those before the first one that was not are passed over.
     """
-    done = [TaskState.SUCCEEDED.value, TaskState.SKIPPED.value]
+    firsts = [_first_in(state, forgiving=forgiving).label(state.value) for state in NOT_DONE]
+    return sa.select(jobs.c.id, *firsts).where(jobs.c.id.in_(job_ids))
+
+
+def _first_in(state: TaskState, *, forgiving: bool) -> sa.ScalarSelect[Any]:
     first = (
-        sa.select(tasks.c.job_id, tasks.c.state, sa.func.min(tasks.c.seq))
-        .where(tasks.c.job_id.in_(job_ids), tasks.c.state.not_in(done))
-        .group_by(tasks.c.job_id, tasks.c.state)
+        sa.select(tasks.c.seq)
+        .with_hint(tasks, "FORCE INDEX (task_job)", "mysql")
+        .where(tasks.c.job_id == jobs.c.id, tasks.c.state == state.value)
     )
-    if forgiving:
-        forgiven = sa.and_(tasks.c.state == TaskState.FAILED, tasks.c.allow_failure)
-        first = first.where(sa.not_(forgiven))
-    return first
+    if forgiving and state is TaskState.FAILED:
+        first = first.where(sa.not_(tasks.c.allow_failure))
+    return first.order_by(tasks.c.seq).limit(1).scalar_subquery()
 
 
 def outcome_at(job_id: int, seq: int) -> sa.Select[Any]:
@@ -165,13 +177,33 @@ def tasks_of_job(job_id: int) -> sa.Select[Any]:
     return _real().where(tasks.c.job_id == job_id).order_by(tasks.c.id)
 
 
-def page_of_tasks(
-    job_id: int, after_seq: int, limit: int, state: TaskState | None, key: str | None
-) -> sa.Select[Any]:
-    page = tasks_of_job(job_id).where(tasks.c.seq > after_seq).limit(limit)
-    if state is not None:
-        page = page.where(tasks.c.state == state)
-    return page if key is None else page.where(tasks.c.task_key == key)
+def some_tasks_of_job(job_id: int, after_seq: int, up_to_seq: int) -> sa.Select[Any]:
+    """The tasks with a place behind the one and up to the other, in any order.
+
+    A seek for each state: an index of places alone would cost each submission another entry
+    for each task.
+    """
+    return (
+        _real()
+        .with_hint(tasks, "FORCE INDEX (task_job)", "mysql")
+        .where(
+            tasks.c.job_id == job_id,
+            tasks.c.state.in_(values_of(TaskState)),
+            tasks.c.seq > after_seq,
+            tasks.c.seq <= up_to_seq,
+        )
+    )
+
+
+def next_in_state(job_id: int, state: TaskState, after_seq: int, limit: int) -> sa.Select[Any]:
+    """The next tasks of a job that are in a state."""
+    return (
+        _real()
+        .with_hint(tasks, "FORCE INDEX (task_job)", "mysql")
+        .where(tasks.c.job_id == job_id, tasks.c.state == state, tasks.c.seq > after_seq)
+        .order_by(tasks.c.seq)
+        .limit(limit)
+    )
 
 
 def attempts_of(task_id: int) -> sa.Select[Any]:
@@ -188,6 +220,10 @@ def rejected_of(task_id: int) -> sa.Select[Any]:
 
 def answer_of(task_id: int) -> sa.Select[Any]:
     return sa.select(answers.c.body).where(answers.c.task_id == task_id)
+
+
+def answers_of(task_ids: Sequence[int]) -> sa.Select[Any]:
+    return sa.select(answers.c.task_id, answers.c.body).where(answers.c.task_id.in_(task_ids))
 
 
 def answers_of_job(job_id: int) -> sa.Select[Any]:
@@ -351,21 +387,38 @@ def open_by_key(keys: Sequence[str]) -> sa.Select[Any]:
     )
 
 
-def oldest_by_key(keys: Sequence[str]) -> sa.Select[Any]:
-    """Since when the longest waiting task of each key has waited, as far as it is known."""
-    waiting = sa.func.min(sa.func.coalesce(tasks.c.queued_at, tasks.c.due_at))
-    return (
-        sa.select(tasks.c.task_key, sa.type_coerce(waiting, tasks.c.due_at.type))
-        .where(tasks.c.state.in_([s.value for s in _WAITING]), tasks.c.task_key.in_(keys))
-        .group_by(tasks.c.task_key)
+def oldest_of_key(key: str) -> sa.Select[Any]:
+    """Since when a task of a key has waited, as far as it is known: of the first in each state."""
+    heads = [
+        sa.select(tasks.c.queued_at, tasks.c.due_at)
+        .where(tasks.c.state == state.value, tasks.c.task_key == key)
+        .order_by(tasks.c.rank)
+        .limit(_HEAD)
+        .subquery()
+        for state in _WAITING
+    ]
+    first = sa.union_all(*(sa.select(head) for head in heads)).subquery()
+    since = sa.func.min(sa.func.coalesce(first.c.queued_at, first.c.due_at))
+    return sa.select(sa.type_coerce(since, tasks.c.due_at.type))
+
+
+def ended_lately() -> sa.Select[Any]:
+    """Of the last attempts that ended: how many of each key, and since when."""
+    last = (
+        sa.select(attempts.c.task_id, attempts.c.finished_at)
+        .where(attempts.c.finished_at > later(-LATELY))
+        .order_by(attempts.c.finished_at.desc())
+        .limit(LAST)
+        .subquery()
     )
-
-
-def ended_lately(keys: Sequence[str]) -> sa.Select[Any]:
+    since = sa.select(sa.func.min(last.c.finished_at)).scalar_subquery()
     return (
-        sa.select(tasks.c.task_key, sa.func.count())
-        .join_from(attempts, tasks, tasks.c.id == attempts.c.task_id)
-        .where(attempts.c.finished_at > later(-LATELY), tasks.c.task_key.in_(keys))
+        sa.select(
+            tasks.c.task_key,
+            sa.func.count(),
+            sa.type_coerce(since, attempts.c.finished_at.type).label("since"),
+        )
+        .join_from(last, tasks, tasks.c.id == last.c.task_id)
         .group_by(tasks.c.task_key)
     )
 

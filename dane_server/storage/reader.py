@@ -24,6 +24,7 @@ from dane_server.storage.view import (
     JobQuery,
     JobView,
     KeyState,
+    LargeJob,
     Page,
     Rejected,
     RejectedState,
@@ -32,6 +33,9 @@ from dane_server.storage.view import (
     Upstream,
     WorkerState,
 )
+
+#: Places of a job that are looked at together.
+_PLACES: Final = 500
 
 
 class Reader:
@@ -59,21 +63,34 @@ class Reader:
         return await self._store.read(lambda connection: self._job(connection, job_id))
 
     async def job_view(self, job_id: JobId) -> JobView:
-        """A job with all of its tasks and answers. Raises: NotFound."""
+        """A job with all of its tasks and answers, which are to be few. Raises: NotFound."""
+        return await self._store.read(lambda connection: self._view(connection, job_id))
 
-        async def unit(connection: AsyncConnection) -> JobView:
+    async def small_job_view(self, job_id: JobId, *, most: int) -> JobView | LargeJob:
+        """The same, or how a job of more tasks than that is nested. Raises: NotFound."""
+
+        async def unit(connection: AsyncConnection) -> JobView | LargeJob:
             job = await self._job(connection, job_id)
+            if job.counts.total <= most:
+                return await self._view(connection, job_id, job)
             tree = (await connection.scalars(ask.tree(job_id))).one_or_none()
-            rows = (await connection.execute(ask.tasks_of_job(job_id))).all()
-            bodies = await connection.execute(ask.answers_of_job(job_id))
-            return JobView(
-                job=job,
-                tree=orjson.loads(tree or "[]"),
-                tasks=[_task(row) for row in rows],
-                answers={TaskId(row.task_id): orjson.loads(row.body) for row in bodies},
-            )
+            return LargeJob(job=job, tree=tree or "[]")
 
         return await self._store.read(unit)
+
+    async def _view(
+        self, connection: AsyncConnection, job_id: JobId, job: Job | None = None
+    ) -> JobView:
+        job = job or await self._job(connection, job_id)
+        tree = (await connection.scalars(ask.tree(job_id))).one_or_none()
+        rows = (await connection.execute(ask.tasks_of_job(job_id))).all()
+        bodies = await connection.execute(ask.answers_of_job(job_id))
+        return JobView(
+            job=job,
+            tree=orjson.loads(tree or "[]"),
+            tasks=[_task(row) for row in rows],
+            answers={TaskId(row.task_id): orjson.loads(row.body) for row in bodies},
+        )
 
     async def jobs(self, query: JobQuery) -> Page:
         """Jobs, newest first. Raises: BadSpec, for a cursor that is not one of ours."""
@@ -116,12 +133,40 @@ class Reader:
         state: TaskState | None = None,
         key: str | None = None,
     ) -> Sequence[Task]:
-        """Some tasks of a job, in the order of its specification. Raises: NotFound."""
+        """The next tasks of a job, in the order of its specification. Raises: NotFound.
+
+        With a `key` it is gone through some places at a time, until there are enough.
+        """
 
         async def unit(connection: AsyncConnection) -> Sequence[Task]:
-            await self._job(connection, job_id)
-            statement = ask.page_of_tasks(job_id, after_seq, limit, state, key)
-            return [_task(row) for row in await connection.execute(statement)]
+            last = (await self._job(connection, job_id)).counts.total - 1
+            if state is not None and key is None:
+                found = ask.next_in_state(job_id, state, after_seq, limit)
+                return [_task(row) for row in await connection.execute(found)]
+            place, page = after_seq, list[Task]()
+            while place < last and len(page) < limit:
+                step = limit if key is None else _PLACES
+                some = await _some_tasks(connection, job_id, place, place + step)
+                page += [task for task in some if _is_meant(task, state, key)]
+                place += step
+            return page[:limit]
+
+        return await self._store.read(unit)
+
+    async def some_tasks(
+        self, job_id: JobId, *, after_seq: int, number: int = _PLACES
+    ) -> Sequence[Task]:
+        """So many tasks of a job behind a place; none where there is no such job or place."""
+        return await self._store.read(
+            lambda connection: _some_tasks(connection, job_id, after_seq, after_seq + number)
+        )
+
+    async def answers(self, task_ids: Sequence[TaskId]) -> Mapping[TaskId, str]:
+        """The answers of some tasks, as they are written."""
+
+        async def unit(connection: AsyncConnection) -> Mapping[TaskId, str]:
+            rows = await connection.execute(ask.answers_of(task_ids))
+            return {TaskId(row.task_id): row.body for row in rows}
 
         return await self._store.read(unit)
 
@@ -290,10 +335,15 @@ async def _furthest(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) ->
         wanted = [id_ for id_, row in open_jobs.items() if bool(row.forgiven) is forgiving]
         for some in chunks(sorted(wanted)):
             question = ask.first_of_each_state(some, forgiving=forgiving)
-            for job_id, state, seq in await connection.execute(question):
-                is_task = seq < open_jobs[job_id].total
-                if is_task and (job_id not in first or seq < first[job_id][0]):
-                    first[job_id] = (seq, state)
+            for job_id, *seqs in await connection.execute(question):
+                total = open_jobs[job_id].total
+                found = [
+                    (seq, state.value)
+                    for seq, state in zip(seqs, ask.NOT_DONE, strict=True)
+                    if seq is not None and seq < total  # what is behind the tasks is a join
+                ]
+                if found:
+                    first[job_id] = min(found)
     failed = [
         (job_id, seq)
         for job_id, (seq, state) in first.items()
@@ -348,6 +398,17 @@ def _job_of(row: sa.Row[Any], state: int, grace: timedelta) -> Job:
 
 
 # --- tasks ----------------------------------------------------------------------------------
+
+
+async def _some_tasks(
+    connection: AsyncConnection, job_id: JobId, after_seq: int, up_to_seq: int
+) -> list[Task]:
+    rows = await connection.execute(ask.some_tasks_of_job(job_id, after_seq, up_to_seq))
+    return sorted((_task(row) for row in rows), key=lambda task: task.seq)
+
+
+def _is_meant(task: Task, state: TaskState | None, key: str | None) -> bool:
+    return state in (None, task.state) and key in (None, task.key)
 
 
 async def _one_task(connection: AsyncConnection, task_id: TaskId) -> Task:
@@ -534,9 +595,10 @@ async def _key_states(connection: AsyncConnection, keys: Sequence[str]) -> list[
     counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for key, state, number in await connection.execute(ask.open_by_key(keys)):
         counts[key][state] = number
-    oldest = await _by_key(connection, ask.oldest_by_key(keys))
+    oldest = {key: (await connection.scalars(ask.oldest_of_key(key))).one_or_none() for key in keys}
     time = (await connection.scalars(ask.the_time())).one()
-    rates = await _by_key(connection, ask.ended_lately(keys))
+    lately = (await connection.execute(ask.ended_lately())).all()
+    rates = {key: number / _seconds(lately, time) for key, number, _ in lately}
     here = [_worker(row) for row in await connection.execute(ask.workers())]
     return [
         KeyState(
@@ -549,14 +611,17 @@ async def _key_states(connection: AsyncConnection, keys: Sequence[str]) -> list[
             queued=sum(counts[key].get(s, 0) for s in (TaskState.DISPATCHING, TaskState.QUEUED)),
             running=counts[key].get(TaskState.RUNNING, 0),
             oldest_wait=_age(time, oldest.get(key)),
-            rate=rates.get(key, 0) / ask.LATELY,
+            rate=rates.get(key, 0.0),
         )
         for key in keys
     ]
 
 
-async def _by_key(connection: AsyncConnection, statement: sa.Select[Any]) -> dict[str, Any]:
-    return {row[0]: row[1] for row in await connection.execute(statement)}
+def _seconds(lately: Sequence[Any], time: datetime) -> float:
+    """Over how many seconds the last attempts were counted; the whole time where all were."""
+    if sum(row[1] for row in lately) < ask.LAST:
+        return ask.LATELY
+    return max(float((time - lately[0].since).total_seconds()), 1.0)
 
 
 def _age(time: datetime, since: datetime | None) -> float | None:

@@ -33,6 +33,14 @@ class JobView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LargeJob:
+    """A job whose tasks are too many to be looked at together."""
+
+    job: Job
+    tree: str  # as in `JobView`, in JSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobQuery:
     """Which jobs to list. Every condition given must hold."""
 

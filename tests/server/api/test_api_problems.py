@@ -31,7 +31,7 @@ class BrokenReader:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    async def job_view(self, _job_id: int) -> None:
+    async def small_job_view(self, _job_id: int, *, most: int) -> None:  # noqa: ARG002
         raise self.error
 
     async def ping(self) -> None:
