@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from dane_server.runner.bell import LocalBell
-from dane_server.storage.presence import Place
+from dane_server.storage.view import Place
 from dane_server.storage.writer import Writer
 from dane_server.supervise import Stopping
 

@@ -17,12 +17,12 @@ from dane_core.errors import IllegalMove, NotFound
 from dane_core.job import JobId, TaskId
 from dane_core.states import SENT, SETTLED, JobStatus, TaskState
 from dane_server.storage.engine import Store
-from dane_server.storage.presence import Place
 from dane_server.storage.release import go_on, reopen_after, reopen_before
 from dane_server.storage.statements import act as sql
 from dane_server.storage.statements import presence, recording
 from dane_server.storage.statements.release import releases_under_way, still_waiting
 from dane_server.storage.tally import Tally
+from dane_server.storage.view import Place
 
 _SOME: Final = 500
 #: Walks through successors that go on beside each other, a step of each in turn.

@@ -1,15 +1,18 @@
 """Takes tasks for sending, inside a transaction.
 
 Whoever claims tasks of a key holds the key's row until the commit: two runners that counted
-the same window at once would both fill it. Rows are locked in this order everywhere: tasks,
-jobs, keys. A claim takes keys before tasks, but no task that another holds, and so waits for
-none.
+the same window at once would both fill it, and so with every limit of the key. What takes a place
+are the rows of tasks themselves, so that nothing has to be given back. Rows are locked in this
+order everywhere: tasks, jobs, keys. A claim takes keys before tasks, but no task that another
+holds, and so waits for none.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import sqlalchemy as sa
@@ -17,49 +20,151 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.job import JobId, TaskId
 from dane_core.routing import MAX_PRIORITY
+from dane_core.states import SENT
+from dane_server.storage.candidates import Search
+from dane_server.storage.fairness import InFlight, share_out
+from dane_server.storage.rate import Rate
 from dane_server.storage.statements import dispatch as sql
 from dane_server.storage.view import Claim
 
+#: How often a claim looks further when all it had chosen was held by others.
+_TRIES: Final = 3
 
-async def claim_ready(
-    connection: AsyncConnection, *, window: int, limit: int, lease: timedelta
-) -> list[Claim]:
-    """Claim the most urgent tasks of each key, as far as its window has room.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claiming:
+    """What a claim is to keep to.
+
+    `put_off` is told in how many seconds the rate of a key lets its next task go.
+    """
+
+    window: int
+    limit: int
+    lease: timedelta
+    ageing: timedelta = timedelta(0)
+    put_off: Callable[[float], None] = lambda _: None
+    search: Search = field(default_factory=Search)
+
+
+async def claim_ready(connection: AsyncConnection, asked: Claiming) -> list[Claim]:
+    """Claim tasks of each key, as far as its window and its limits have room, in fair shares.
 
     Keys share what may be claimed: one that workers empty faster than it is filled would
     otherwise leave nothing to those behind it.
     """
     keys = sorted(await connection.scalars(sql.keys_ready()))
-    if len(keys) > limit:
-        keys = sorted(random.sample(keys, limit))
-    rooms: dict[str, int] = {}
-    held = await _held(connection, keys) if keys else frozenset()  # not those just paused
-    for key in sorted(held):
-        sent = (await connection.scalars(sql.sent_of_key(key, window))).one()
-        rooms[key] = window - sent
-    claims = [claim for some in (await _share_out(connection, rooms, limit)) for claim in some]
-    ids = sorted(claim.task_id for claim in claims)
-    if ids:
-        await connection.execute(sql.claim(ids, lease.total_seconds()))
+    if len(keys) > asked.limit:
+        keys = sorted(random.sample(keys, asked.limit))
+    held = await _held(connection, keys) if keys else {}  # not those just paused
+    flights = {key: await _flight(connection, key) for key in held}
+    rooms = {key: _room(held[key], flights[key], asked.window) for key in held}
+    claims: list[Claim] = []
+    passing: set[int] = set()
+    for _ in range(_TRIES):
+        chosen = await _chosen(connection, asked, (rooms, flights), passing)
+        claims = await _locked(connection, chosen)
+        if claims or not chosen:
+            break
+        passing |= set(chosen)  # all held by others: there may be something behind them
+    await _take(connection, claims, asked.lease)
+    await _spend(connection, held, claims, asked.put_off)
     return claims
 
 
-async def _share_out(
-    connection: AsyncConnection, rooms: dict[str, int], limit: int
-) -> list[list[Claim]]:
-    """The tasks to claim of each key; what one key does not use is shared among the others."""
-    found: dict[str, list[Claim]] = {}
-    shares = even_shares(limit, rooms)
-    while more := [key for key, share in shares.items() if share > len(found.get(key, ()))]:
+async def _chosen(
+    connection: AsyncConnection,
+    asked: Claiming,
+    standing: tuple[Mapping[str, int], Mapping[str, "_Flight"]],
+    passing: set[int],
+) -> list[int]:
+    """The ids of tasks to claim; what one key does not use is shared among the others."""
+    rooms, flights = dict(standing[0]), standing[1]
+    chosen: dict[str, list[int]] = {}
+    shares = even_shares(asked.limit, rooms)
+    while more := [key for key, share in shares.items() if share > len(chosen.get(key, ()))]:
         for key in more:
-            # All over again: what this transaction has locked already it finds once more.
-            found[key] = [
-                _claim(row) for row in await connection.execute(sql.sendable(key, shares[key]))
-            ]
-            if len(found[key]) < shares[key]:
-                rooms[key] = len(found[key])
-        shares = even_shares(limit, rooms)
-    return [found[key] for key in sorted(found)]
+            found = await asked.search.find(connection, key, shares[key], passing)
+            groups = found.groups()
+            weights = await _weights(connection, {group.owner for group in groups})
+            in_flight = InFlight(flights[key].jobs, weights)
+            ageing = asked.ageing.total_seconds()
+            past = asked.search.past[key]
+            taken = share_out(groups, in_flight, shares[key], ageing=ageing, past=past)
+            chosen[key] = found.take(taken)
+            if len(chosen[key]) < shares[key]:
+                rooms[key] = len(chosen[key])
+        shares = even_shares(asked.limit, rooms)
+    return [task_id for key in sorted(chosen) for task_id in chosen[key]]
+
+
+async def _weights(connection: AsyncConnection, owners: set[int]) -> dict[int, int]:
+    """What owners weigh; one alone has nobody to be weighed against."""
+    if len(owners) < 2:
+        return {}
+    return {row.id: row.weight for row in await connection.execute(sql.weights_of(owners))}
+
+
+async def _locked(connection: AsyncConnection, ids: Sequence[int]) -> list[Claim]:
+    """Those of some tasks that can be had now, locked, in the order of the ids given."""
+    if not ids:
+        return []
+    rows = {row.id: row for row in await connection.execute(sql.sendable(sorted(ids)))}
+    return [_claim(rows[task_id]) for task_id in ids if task_id in rows]
+
+
+async def _take(connection: AsyncConnection, claims: Sequence[Claim], lease: timedelta) -> None:
+    if ids := sorted(claim.task_id for claim in claims):
+        await connection.execute(sql.claim(ids, lease.total_seconds()))
+
+
+class _Flight:
+    """What of a key is sent, and what runs."""
+
+    def __init__(self, rows: Sequence[sa.Row[Any]]) -> None:
+        self.jobs = Counter[tuple[int, int]]()
+        self.sent = self.running = 0
+        for row in rows:
+            self.jobs[row.owner_id, row.job_id] += row.size
+            if row.state in SENT:
+                self.sent += row.size
+            else:
+                self.running += row.size
+
+
+async def _flight(connection: AsyncConnection, key: str) -> _Flight:
+    return _Flight((await connection.execute(sql.in_flight(key))).all())
+
+
+def _room(key: sa.Row[Any], flight: "_Flight | sa.Row[int, int, int]", window: int) -> int:
+    """How many more tasks of a held key may be sent."""
+    room = window - flight.sent
+    if key.concurrency is not None:
+        room = min(room, key.concurrency - flight.sent - flight.running)
+    if key.rate is not None:
+        room = min(room, _rate(key).places(key.now))
+    return int(room)
+
+
+def _rate(key: sa.Row[Any]) -> Rate:
+    return Rate(per_second=key.rate, burst=key.burst, next_at=key.next_at)
+
+
+async def _spend(
+    connection: AsyncConnection,
+    held: Mapping[str, sa.Row[Any]],
+    claims: Sequence[Claim],
+    put_off: Callable[[float], None],
+) -> None:
+    """Write down what claims take from the rates of their keys, and say when more may go."""
+    taken = Counter(claim.key for claim in claims)
+    for key, row in held.items():
+        if row.rate is None:
+            continue
+        next_at = _rate(row).after(taken[key], row.now)
+        if taken[key]:
+            await connection.execute(sql.put_off_next(key, next_at))
+        left = Rate(per_second=row.rate, burst=row.burst, next_at=next_at)
+        put_off(left.until_next(row.now))
 
 
 def even_shares(limit: int, rooms: Mapping[str, int]) -> dict[str, int]:
@@ -88,38 +193,44 @@ def _claim(row: sa.Row[Any]) -> Claim:
 
 
 async def claim_along(
-    connection: AsyncConnection, ready: Sequence[int], window: int, lease: timedelta
+    connection: AsyncConnection,
+    ready: Sequence[int],
+    window: int,
+    lease: timedelta,
 ) -> list[Claim]:
-    """Claim tasks that this transaction has made ready, as far as there is room for them."""
+    """Claim tasks that this transaction has made ready, as far as there is room for them.
+
+    Not those of a key that has others ready too: whose turn it is, is found out with them.
+    """
     if not ready:
         return []
-    rooms: dict[str, int] = {}
-    claims: list[Claim] = []
+    by_key: dict[str, list[Claim]] = {}
     for row in await connection.execute(sql.claimable(ready)):
-        claims.append(_claim(row))
-        rooms[row.task_key] = 0
-    held = await _held(connection, sorted(rooms))
-    for key in rooms:
-        sent = (await connection.scalars(sql.sent_of_key(key, window))).one()
-        rooms[key] = window - sent if key in held else 0
-    fitting: list[Claim] = []
-    for claim in claims:
-        if rooms[claim.key] > 0:
-            rooms[claim.key] -= 1
-            fitting.append(claim)
-    if fitting:
-        ids = sorted(claim.task_id for claim in fitting)
-        await connection.execute(sql.claim(ids, lease.total_seconds()))
-    return fitting
+        by_key.setdefault(row.task_key, []).append(_claim(row))
+    held = await _held(connection, sorted(by_key)) if by_key else {}
+    claims: list[Claim] = []
+    for key, row in held.items():
+        room = await _room_alone(connection, row, len(by_key[key]), window)
+        claims += by_key[key][: max(room, 0)]
+    await _take(connection, claims, lease)
+    await _spend(connection, held, claims, lambda _: None)
+    return claims
 
 
-async def _held(connection: AsyncConnection, keys: Sequence[str]) -> frozenset[str]:
+async def _room_alone(connection: AsyncConnection, key: sa.Row[Any], own: int, window: int) -> int:
+    """How many of its `own` ready tasks a transaction may claim: none if there are others."""
+    counted = sql.standing_of_key(key.task_key, window, key.concurrency or 0, own + 1)
+    standing = (await connection.execute(counted)).one()
+    return _room(key, standing, window) if standing.ready <= own else 0
+
+
+async def _held(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, sa.Row[Any]]:
     """Hold the windows of some keys, given in order; returns those that are not paused."""
     rows = (await connection.execute(sql.hold_keys(keys))).all()
     if missing := sorted(set(keys).difference(row.task_key for row in rows)):
         await connection.execute(sql.add_keys(), [{"task_key": key} for key in missing])
         rows = (await connection.execute(sql.hold_keys(keys))).all()
-    return frozenset(row.task_key for row in rows if not row.paused)
+    return {row.task_key: row for row in rows if not row.paused}
 
 
 def tickets(claims: Sequence[Claim]) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,7 +16,7 @@ from dane_server.storage.statements import act, dispatch, lease
 from dane_server.storage.statements import presence as sql
 from dane_server.storage.submission import written
 from dane_server.storage.tally import Tally
-from dane_server.storage.view import News, Zombie
+from dane_server.storage.view import News, Place, Zombie
 
 
 class _Ticketed(Protocol):
@@ -206,15 +206,6 @@ async def _note_offers(connection: AsyncConnection, offers: Sequence[Offer]) -> 
         )
         await connection.execute(sql.add_task_keys().values(task_key=offer.key))
         await connection.execute(sql.change_task_key(offer.key).values(offer=body))
-
-
-class Place(NamedTuple):
-    """Where a walk over the tasks of a key and a state has stopped."""
-
-    rank: int = -1
-    owner_id: int = -1
-    job_id: int = -1
-    task_id: int = -1
 
 
 async def route_some(

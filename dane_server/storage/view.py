@@ -20,6 +20,7 @@ from dane_core.message import (
 from dane_core.spec import JobSpec
 from dane_core.states import JobStatus, TaskState
 from dane_server.graph import Graph
+from dane_server.storage.nodes import PackedGraph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +171,7 @@ class NewJob:
     """A job to store: its specification, compiled, and where its files go."""
 
     spec: JobSpec
-    graph: Graph
+    graph: Graph | PackedGraph
     shared: Mapping[str, str]
     once: Once | None = None
     owner: str = ""  # whose it is; nobody's in particular
@@ -247,6 +248,15 @@ class News:
 
     def __bool__(self) -> bool:
         return any((self.started, self.leased, self.heartbeats, self.progress, self.released))
+
+
+class Place(NamedTuple):
+    """Where a walk over the tasks of a key and a state has stopped."""
+
+    rank: int = -1
+    owner_id: int = -1
+    job_id: int = -1
+    task_id: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Everything that changes the store in the ordinary course: each method is one transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -18,12 +18,12 @@ from dane_core.message import (
     Released,
     Started,
 )
-from dane_server.storage.claiming import claim_ready, tickets
+from dane_server.storage.candidates import Search
+from dane_server.storage.claiming import Claiming, claim_ready, tickets
 from dane_server.storage.engine import Store, patience_for
 from dane_server.storage.judging import judge
 from dane_server.storage.leasing import PATIENCE, STARTS
 from dane_server.storage.presence import (
-    Place,
     lose_workers,
     note_news,
     route_some,
@@ -37,6 +37,7 @@ from dane_server.storage.view import (
     Claim,
     NewJob,
     News,
+    Place,
     Recorded,
     Rejection,
     Submitted,
@@ -49,6 +50,7 @@ class Writer:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._search = Search()
 
     # --- submitting ---------------------------------------------------------------------
 
@@ -58,22 +60,38 @@ class Writer:
         In place of a job that cannot be stored stands why: SourceConflict or KeyReused.
         """
         graphs = [new.graph for new in new_jobs]
-        rows = sum(len(graph.pending) + len(graph.edges) for graph in graphs)
+        rows = sum(graph.nodes + graph.links for graph in graphs)
         return await self._store.write(
             lambda connection: store_jobs(connection, new_jobs), patience=patience_for(rows)
         )
 
     # --- dispatching --------------------------------------------------------------------
 
-    async def claim_ready(self, *, window: int, limit: int, lease: timedelta) -> list[Claim]:
-        """Take tasks for sending, the most urgent first, `limit` at most.
+    async def claim_ready(
+        self,
+        *,
+        window: int,
+        limit: int,
+        lease: timedelta,
+        ageing: timedelta = timedelta(0),
+        put_off: Callable[[float], None] = lambda _: None,
+    ) -> list[Claim]:
+        """Take tasks for sending, the most urgent first, `limit` at most, in fair shares.
 
         No more than `window` of a key are in the exchange at once. What is not confirmed
-        before `lease` runs out is claimed again, by anyone.
+        before `lease` runs out is claimed again, by anyone. A job of which nothing is sent or
+        runs counts as more urgent by one with each `ageing` it waits (0: never). `put_off` is
+        told in how many seconds the rate of a key gives the next place.
         """
-        return await self._store.write(
-            lambda connection: claim_ready(connection, window=window, limit=limit, lease=lease)
+        asked = Claiming(
+            window=window,
+            limit=limit,
+            lease=lease,
+            ageing=ageing,
+            put_off=put_off,
+            search=self._search,
         )
+        return await self._store.write(lambda connection: claim_ready(connection, asked))
 
     async def mark_sent(
         self, queued: Sequence[Claim], unroutable: Sequence[Claim], *, again: timedelta

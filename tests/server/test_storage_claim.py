@@ -11,8 +11,7 @@ from dane_core.states import JobStatus, TaskState
 from dane_server.storage.acts import Acts
 from dane_server.storage.claiming import even_shares
 from dane_server.storage.engine import Store
-from dane_server.storage.presence import Place
-from dane_server.storage.view import Claim
+from dane_server.storage.view import Claim, Place
 from dane_server.storage.writer import Writer
 from tests.server.audit import audit
 from tests.server.crash import Crash, Crashing, Holding

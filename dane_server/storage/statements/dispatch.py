@@ -1,19 +1,24 @@
 """Questions and changes of a dispatch, each a function named after it. No I/O here."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from dane_core.states import SENT, TaskState
-from dane_server.storage.functions import insert_missing, later, now
+from dane_server.storage.functions import behind, insert_missing, later, now
 from dane_server.storage.tables import (
     BY_OWNER,
     jobs,
+    owners,
     task_keys,
     tasks,
     values_of,
 )
+
+#: Any other index finds all tasks of a state.
+_BY_KEY: Final = "FORCE INDEX (task_ready)"
 
 
 def paused_keys() -> sa.Select[Any]:
@@ -35,7 +40,15 @@ def hold_keys(keys: Sequence[str]) -> sa.Select[Any]:
     Always in this order. What this waits for holds windows, and waits for no task and no job.
     """
     return (
-        sa.select(task_keys.c.task_key, task_keys.c.paused)
+        sa.select(
+            task_keys.c.task_key,
+            task_keys.c.paused,
+            task_keys.c.concurrency,
+            task_keys.c.rate,
+            task_keys.c.burst,
+            task_keys.c.next_at,
+            now().label("now"),
+        )
         .where(task_keys.c.task_key.in_(keys))
         .order_by(task_keys.c.task_key)
         .with_for_update()
@@ -47,15 +60,48 @@ def add_keys() -> sa.Insert:
     return insert_missing(task_keys)
 
 
-def sent_of_key(key: str, at_most: int) -> sa.Select[Any]:
-    """How many tasks of a key may lie in its queue, counted up to a limit."""
-    some = (
-        sa.select(tasks.c.id)
-        .where(tasks.c.state.in_(values_of(SENT)), tasks.c.task_key == key)
-        .limit(at_most)
-        .subquery()
+def put_off_next(key: str, time: datetime) -> sa.Update:
+    """When the next task of a held key is due at its rate."""
+    return sa.update(task_keys).where(task_keys.c.task_key == key).values(next_at=time)
+
+
+def in_flight(key: str) -> sa.Select[Any]:
+    """How many tasks of a key are sent or running, by owner and job."""
+    return (
+        sa.select(
+            tasks.c.state,
+            tasks.c.owner_id,
+            tasks.c.job_id,
+            sa.func.count().label("size"),
+        )
+        .with_hint(tasks, _BY_KEY, "mysql")
+        .where(tasks.c.state.in_(values_of([*SENT, TaskState.RUNNING])), tasks.c.task_key == key)
+        .group_by(tasks.c.state, tasks.c.owner_id, tasks.c.job_id)
     )
-    return sa.select(sa.func.count()).select_from(some)
+
+
+def standing_of_key(key: str, window: int, running: int, ready: int) -> sa.Select[int, int, int]:
+    """How many tasks of a key are sent, running and ready, each counted up to a limit."""
+
+    def counted(states: Iterable[TaskState], at_most: int) -> sa.ScalarSelect[int]:
+        some = (
+            sa.select(tasks.c.id)
+            .with_hint(tasks, _BY_KEY, "mysql")
+            .where(tasks.c.state.in_(values_of(states)), tasks.c.task_key == key)
+            .limit(at_most)
+            .subquery()
+        )
+        return sa.select(sa.func.count()).select_from(some).scalar_subquery()
+
+    return sa.select(
+        counted(SENT, window).label("sent"),
+        counted([TaskState.RUNNING], running).label("running"),
+        counted([TaskState.READY], ready).label("ready"),
+    )
+
+
+def weights_of(owner_ids: Collection[int]) -> sa.Select[Any]:
+    return sa.select(owners.c.id, owners.c.weight).where(owners.c.id.in_(sorted(owner_ids)))
 
 
 CLAIMED: Final = (
@@ -72,30 +118,86 @@ CLAIMED: Final = (
 )
 
 
-def _job_goes_on() -> sa.ColumnElement[bool]:
-    """The task's job is there, and neither paused nor being cancelled.
+def _stopped() -> sa.ScalarSelect[bool]:
+    """Whether the task's job is paused or being cancelled; null if it is gone.
 
     A scalar: MariaDB would turn EXISTS into a join that begins with the jobs, and lock every
     ready task of theirs before it knows which come first.
     """
     stopped = sa.select(sa.or_(jobs.c.paused, jobs.c.cancelling)).where(jobs.c.id == tasks.c.job_id)
-    return stopped.scalar_subquery().is_(sa.false())
+    return stopped.scalar_subquery()
 
 
-def sendable(key: str, limit: int) -> sa.Select[Any]:
-    """Ready tasks of a key, the most urgent first, that no other runner is looking at."""
-    # Any other index finds more than `limit` rows, and locks them all before it sorts.
+def _job_goes_on() -> sa.ColumnElement[bool]:
+    return _stopped().is_(sa.false())
+
+
+def _seen() -> list[sa.ColumnElement[Any]]:
+    """What is to be known of a ready task before it is locked."""
+    stopped = sa.func.coalesce(_stopped(), sa.true()).label("stopped")
+    return [*BY_OWNER, tasks.c.due_at, now().label("now"), stopped]
+
+
+def _ready_of(key: str) -> sa.ColumnElement[bool]:
+    return sa.and_(tasks.c.state == TaskState.READY, tasks.c.task_key == key)
+
+
+def in_front(key: str, limit: int) -> sa.Select[Any]:
+    """Ready tasks of a key, those that come first in the index."""
+    return (
+        sa.select(*_seen())
+        .with_hint(tasks, _BY_KEY, "mysql")
+        .where(_ready_of(key))
+        .order_by(*BY_OWNER)
+        .limit(limit)
+    )
+
+
+def spread_behind(key: str, place: Sequence[int], reach: int, limit: int) -> sa.Select[Any]:
+    """Of the next `reach` ready tasks behind a place the first of each job, the second then."""
+    behind_it = (
+        sa.select(*BY_OWNER)
+        .with_hint(tasks, _BY_KEY, "mysql")
+        .where(_ready_of(key), behind(*BY_OWNER, *place))
+        .order_by(*BY_OWNER)
+        .limit(reach)
+        .subquery()
+    )
+    line = (behind_it.c.rank, behind_it.c.owner_id, behind_it.c.job_id)
+    turn = sa.func.row_number().over(partition_by=line, order_by=behind_it.c.id)
+    some = (
+        sa.select(behind_it.c.id, turn.label("turn"), sa.func.count().over().label("reached"))
+        .order_by(sa.text("turn"))
+        .limit(limit)
+        .subquery()
+    )
+    return sa.select(*_seen(), some.c.reached).join_from(some, tasks, tasks.c.id == some.c.id)
+
+
+def place_behind(key: str, place: Sequence[int], reach: int) -> sa.Select[Any]:
+    """The place of the ready task that is so many behind another place."""
+    return (
+        sa.select(*BY_OWNER)
+        .with_hint(tasks, _BY_KEY, "mysql")
+        .where(_ready_of(key), behind(*BY_OWNER, *place))
+        .order_by(*BY_OWNER)
+        .limit(1)
+        .offset(reach - 1)
+    )
+
+
+def sendable(ids: Sequence[int]) -> sa.Select[Any]:
+    """Those of some tasks that may be sent, and that nobody else is looking at; locked."""
+    # By the primary key alone, as everybody locks tasks.
     return (
         sa.select(*CLAIMED)
-        .with_hint(tasks, "FORCE INDEX (task_ready)", "mysql")
+        .with_hint(tasks, "FORCE INDEX (PRIMARY)", "mysql")
         .where(
+            tasks.c.id.in_(ids),
             tasks.c.state == TaskState.READY,
-            tasks.c.task_key == key,
             tasks.c.due_at <= now(),
             _job_goes_on(),
         )
-        .order_by(*BY_OWNER)
-        .limit(limit)
         .with_for_update(skip_locked=True)
     )
 
