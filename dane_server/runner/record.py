@@ -119,6 +119,8 @@ class Recorder:
             await self.take_reports([report for _, report in batch])
         except Unreachable:
             raise
+        except (OSError, MemoryError) as fault:  # for want of files or memory, here and now
+            raise Unreachable(f"reports cannot be taken now: {fault!r}") from fault
         except Exception as fault:
             if is_last_try:
                 logger.exception("cannot take a report")

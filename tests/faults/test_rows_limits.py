@@ -83,6 +83,7 @@ async def test_a_server_without_file_descriptors_says_so_and_recovers(rig: Rig) 
     """
     starting = asyncio.create_task(rig.server())
     server = await started_with(starting, rig, resource.RLIMIT_NOFILE, FILES)
+    rig.expects("Too many open files")
     await rig.worker()
     ids = await rig.load(5)
     async with callers(server.url, 100):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dane_core.errors import StoreUnreachable
+from dane_core.errors import StoreUnreachable, Unreachable
 from dane_core.exchange.base import Fate
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.message import (
@@ -209,15 +209,14 @@ async def test_forged_reports_of_every_kind_are_counted_and_dropped(office: Offi
 
 
 class Picky(Writer):
-    """A writer that a certain answer is too much for, or that has no database for a while."""
+    """A writer that a certain answer is too much for, or that lacks something for a while."""
 
-    away = 0
+    wants: Exception | None = None  # until it is taken away
     confused = 0
 
     async def record(self, answers: Sequence[Answer], *, window: int, lease: timedelta) -> Recorded:
-        if self.away:
-            self.away -= 1
-            raise StoreUnreachable("not now")
+        if self.wants is not None:
+            raise self.wants
         if self.confused:
             self.confused -= 1
             raise ValueError("somebody was quicker")
@@ -326,16 +325,21 @@ async def test_a_report_that_failed_once_is_tried_again_before_it_is_parked(
     assert dead.waiting == 0
 
 
-async def test_no_report_is_parked_for_want_of_a_database(ledger: Ledger) -> None:
-    """It stays in its queue until there is one."""
+@pytest.mark.parametrize(
+    "wanted", [StoreUnreachable("not now"), OSError(24, "Too many open files"), MemoryError()]
+)
+async def test_no_report_is_parked_for_want_of_a_database_files_or_memory(
+    ledger: Ledger, wanted: Exception
+) -> None:
+    """It stays in its queue until there is some."""
     exchange = MemoryExchange()
     [answer] = await signed_answers(ledger, 1)
     await exchange.declare_queue(RESPONSE_QUEUE)
     await exchange.send(RESPONSE_QUEUE, [answer.seal()])
     writer = Picky(ledger.store)
-    writer.away = 1
+    writer.wants = wanted
 
-    with pytest.raises(StoreUnreachable):
+    with pytest.raises(Unreachable):
         await recorder(writer, exchange).run()
     dead, left = await exchange.depth(DEAD_QUEUE), await exchange.depth(RESPONSE_QUEUE)
     assert dead is not None
