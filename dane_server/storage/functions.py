@@ -1,6 +1,6 @@
 """SQL functions that the databases spell differently, the database's clock above all."""
 
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
@@ -55,6 +55,10 @@ class behind(FunctionElement[Any]):  # noqa: N801
 
     type = sa.Boolean()
     inherit_cache = True
+
+    def self_group(self, against: Any = None) -> Self:  # noqa: ARG002  theirs
+        """It stands as it is: with the usual `= 1` behind it no index would be entered."""
+        return self
 
 
 @compiles(behind)
