@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from dane_core.states import FACES, JobStatus, TaskState
 from dane_server.storage.functions import json_text, later, now
+from dane_server.storage.statements.keys import keys_in
 from dane_server.storage.tables import (
     answers,
     attempts,
@@ -366,13 +367,7 @@ def answers_for(
 
 def known_keys() -> sa.CompoundSelect[Any]:
     """Keys that were announced or paused, and those with something to do."""
-    open_states = [state.value for state in _OPEN]
-    return sa.union(
-        sa.select(task_keys.c.task_key),
-        sa.select(tasks.c.task_key)
-        .where(tasks.c.state.in_(open_states), tasks.c.task_key.is_not(None))
-        .distinct(),
-    )
+    return sa.union(sa.select(task_keys.c.task_key), keys_in(_OPEN))
 
 
 def task_keys_in(keys: Sequence[str]) -> sa.Select[Any]:

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from dane_core.states import SENT, TaskState
 from dane_server.storage.functions import later, now
+from dane_server.storage.statements.keys import keys_in
 from dane_server.storage.statements.lease import NOT_LEASED
 from dane_server.storage.tables import BY_OWNER, secrets, tasks, values_of, workers
 
@@ -132,13 +133,12 @@ def watch(ids: Sequence[int], lease: float) -> sa.Update:
 
 def keys_queued() -> sa.Select[Any]:
     """The keys that have tasks in a queue."""
-    return sa.select(tasks.c.task_key).where(tasks.c.state == TaskState.QUEUED).distinct()
+    return keys_in([TaskState.QUEUED])
 
 
 def keys_to_send() -> sa.Select[Any]:
     """The keys that have tasks to be sent, or sent and not begun."""
-    states = values_of([TaskState.READY, *SENT])
-    return sa.select(tasks.c.task_key).where(tasks.c.state.in_(states)).distinct()
+    return keys_in([TaskState.READY, *SENT])
 
 
 def queued_since(key: str, time: datetime) -> sa.Select[Any]:
