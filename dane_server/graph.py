@@ -33,6 +33,26 @@ class Graph:
     solo: frozenset[int]  # tasks whose key no other task of the job has
     tree: Any  # the nesting as JSON, each task replaced by its number; see `unfold`
 
+    @property
+    def total(self) -> int:
+        """How many tasks it has."""
+        return len(self.tasks)
+
+    @property
+    def active(self) -> int:
+        """How many of them wait for nothing."""
+        return sum(pending == 0 for pending in self.pending[: self.total])
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes it has: tasks and joins."""
+        return len(self.pending)
+
+    @property
+    def links(self) -> int:
+        """How many edges it has."""
+        return len(self.edges)
+
 
 @dataclass(frozen=True, slots=True)
 class _Part:

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from dane_core.errors import DaneError
-from dane_core.spec import JobSpec, Limits, parse_job
+from dane_core.spec import Limits
 from dane_server.api.answer import PREFIX, AsItComes, LineAnswer, dump
 from dane_server.api.body import (
     JSON,
@@ -26,6 +26,7 @@ from dane_server.api.body import (
 from dane_server.api.deps import LARGE_BODY, TheLimits, TheRunner, TheSettings, beside
 from dane_server.api.openapi import BATCH_REQUEST, problems
 from dane_server.api.problems import Rejection, problem
+from dane_server.runner.draft import Draft, draft, is_very_large
 from dane_server.runner.runner import Runner
 from dane_server.storage.view import Submitted
 
@@ -39,7 +40,7 @@ SPOOL_BYTES: Final = 1024 * 1024
 #: White space may stand before any JSON. It says that somebody is still at work.
 SIGN_OF_LIFE: Final = b" "
 
-Read = JobSpec | DaneError | Rejection
+Read = Draft | DaneError | Rejection
 Outcome = Submitted | DaneError | Rejection
 
 
@@ -117,9 +118,7 @@ async def _take(
     last = 0
     try:
         async for chunk in _in_chunks(stream):
-            size = sum(len(document.raw or b"") for document in chunk)
-            read = await beside(size > LARGE_BODY, _read, chunk, limits)
-            outcomes = await _store(read, runner)
+            outcomes = await _store(await _read_all(chunk, runner, limits), runner)
             last = chunk[-1].number
             yield [
                 _line(document.number, outcome)
@@ -152,27 +151,49 @@ async def _in_chunks(stream: AsyncIterator[Document]) -> AsyncIterator[list[Docu
         yield chunk
 
 
+async def _read_all(chunk: Sequence[Document], runner: Runner, limits: Limits) -> list[Read]:
+    """What each document says; the very large ones one by one."""
+    small = [document for document in chunk if not _is_very_large(document)]
+    size = sum(len(document.raw or b"") for document in small)
+    read = iter(await beside(size > LARGE_BODY, _read, small, limits))
+    return [
+        await _read_alone(document, runner, limits) if _is_very_large(document) else next(read)
+        for document in chunk
+    ]
+
+
+def _is_very_large(document: Document) -> bool:
+    return document.raw is not None and is_very_large(document.raw)
+
+
 def _read(chunk: Sequence[Document], limits: Limits) -> list[Read]:
-    return [_spec(document, limits) for document in chunk]
+    return [_draft(document, limits) for document in chunk]
 
 
-def _spec(document: Document, limits: Limits) -> Read:
+def _draft(document: Document, limits: Limits) -> Read:
     if document.raw is None:
         return too_long(limits.body)
     try:
-        return parse_job(document.raw, limits)
+        return draft(document.raw, limits)
+    except DaneError as error:
+        return error
+
+
+async def _read_alone(document: Document, runner: Runner, limits: Limits) -> Read:
+    try:
+        return await runner.read(document.raw or b"", limits)
     except DaneError as error:
         return error
 
 
 async def _store(read: Sequence[Read], runner: Runner) -> list[Outcome]:
     """The outcome of each: the job, or what stood against it."""
-    specs = [item for item in read if isinstance(item, JobSpec)]
+    drafts = [item for item in read if isinstance(item, Draft)]
     try:
-        stored = iter(await runner.submit_many(specs) if specs else ())
+        stored = iter(await runner.submit_many(drafts) if drafts else ())
     except DaneError as error:  # the whole chunk: the store was out of reach
-        stored = iter([error] * len(specs))
-    return [next(stored) if isinstance(item, JobSpec) else item for item in read]
+        stored = iter([error] * len(drafts))
+    return [next(stored) if isinstance(item, Draft) else item for item in read]
 
 
 def _line(number: int, outcome: Outcome) -> LineAnswer:

@@ -6,7 +6,6 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from dane_core.spec import parse_job
 from dane_server.api.answer import PREFIX, JobAnswer
 from dane_server.api.body import read_body
 from dane_server.api.deps import (
@@ -51,12 +50,17 @@ async def submit_job(
     Follow it at the address in `Location`. With an `Idempotency-Key` a request that is sent
     again gives the job of the first one, and `Idempotent-Replayed: true`.
     """
-    spec = await beside(len(raw) > LARGE_BODY, parse_job, raw, limits)
-    once = once_key and Once(key=once_key, digest=hashlib.sha256(raw).hexdigest())
-    submitted = await runner.submit(spec, once=once or None)
+    draft = await runner.read(raw, limits)
+    once = await _once(once_key, raw) if once_key else None
+    submitted = await runner.submit(draft, once=once)
     answer = await show_job(reader, submitted.job_id, exact=exact, with_tasks=with_tasks)
     answer.status_code = 201
     answer.headers["Location"] = f"{PREFIX}/job/{submitted.job_id}"
     if submitted.replayed:
         answer.headers["Idempotent-Replayed"] = "true"
     return answer
+
+
+async def _once(key: str, raw: bytes) -> Once:
+    digest = await beside(len(raw) > LARGE_BODY, hashlib.sha256, raw)
+    return Once(key=key, digest=digest.hexdigest())

@@ -7,12 +7,13 @@ from typing import Final
 from dane_core.errors import DaneError
 from dane_core.exchange.base import Exchange
 from dane_core.routing import RESPONSE_QUEUE
-from dane_core.spec import JobSpec
+from dane_core.spec import JobSpec, Limits
 from dane_server.metrics import Metrics
 from dane_server.runner.arguments import Arguments
 from dane_server.runner.bell import LocalBell, RemoteBell
 from dane_server.runner.dispatch import Dispatcher
 from dane_server.runner.doctor import Doctor
+from dane_server.runner.draft import Draft
 from dane_server.runner.gauges import Gauges
 from dane_server.runner.operate import Operator
 from dane_server.runner.pace import Pace
@@ -90,8 +91,15 @@ class Runner(Operator):
         """
         return await self._bulletin.last_round()
 
+    async def read(self, raw: bytes, limits: Limits) -> Draft:
+        """Read a specification as it was sent, however large, holding nobody up.
+
+        Raises: BadSpec, with every fault in it; StoreUnreachable.
+        """
+        return await self._submissions.read(raw, limits)
+
     async def submit(
-        self, spec: JobSpec, *, once: Once | None = None, owner: str = ""
+        self, spec: JobSpec | Draft, *, once: Once | None = None, owner: str = ""
     ) -> Submitted:
         """Store a job of an owner; it is durable when this returns.
 
@@ -101,7 +109,7 @@ class Runner(Operator):
         return await self._submissions.submit(spec, once=once, owner=owner)
 
     async def submit_many(
-        self, specs: Sequence[JobSpec], *, owner: str = ""
+        self, specs: Sequence[JobSpec | Draft], *, owner: str = ""
     ) -> list[Submitted | DaneError]:
         """Store many jobs in one transaction; in place of a bad one stands what is wrong."""
         return await self._submissions.submit_many(specs, owner=owner)

@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from dane_core.errors import BadSpec, DaneError, OutcomeUnknown, StoreUnreachable, Unreachable
 from dane_core.folders import source_folders
-from dane_core.spec import JobSpec
-from dane_server.graph import compile_graph
+from dane_core.spec import JobSpec, Limits
+from dane_server.graph import Graph
 from dane_server.runner.arguments import Arguments
 from dane_server.runner.bell import Bell
+from dane_server.runner.draft import Draft, Drafts, drafted
 from dane_server.storage.view import NewJob, Once, Submitted
-from dane_server.storage.writer import Writer
 
 #: Jobs that arrive together are stored in one transaction, up to this many tasks.
 _TASKS_TOGETHER: Final = 5000
@@ -36,20 +36,33 @@ class Folders:
     out: Path
 
 
+class JobStore(Protocol):
+    """Keeps jobs: the writer, or who stands before it."""
+
+    async def store_jobs(self, new_jobs: Sequence[NewJob]) -> list[Submitted | DaneError]: ...
+
+
 class Submissions:
     """Stores jobs durably before it says so."""
 
-    def __init__(self, writer: Writer, arguments: Arguments, bell: Bell, folders: Folders) -> None:
+    def __init__(
+        self, writer: JobStore, arguments: Arguments, bell: Bell, folders: Folders
+    ) -> None:
         self._writer = writer
         self._arguments = arguments
+        self._drafts = Drafts(arguments.of)
         self._bell = bell
         self._folders = folders
         self._waiting: list[_Waiting] = []
         self._storing: asyncio.Task[None] | None = None
         self._finding_out: set[asyncio.Task[None]] = set()
 
+    async def read(self, raw: bytes, limits: Limits) -> Draft:
+        """Read a specification as it was sent. Raises: BadSpec, with every fault in it."""
+        return await self._drafts.read(raw, limits)
+
     async def submit(
-        self, spec: JobSpec, *, once: Once | None = None, owner: str = ""
+        self, spec: JobSpec | Draft, *, once: Once | None = None, owner: str = ""
     ) -> Submitted:
         """Store one job. What arrives while another batch is being stored goes in the next."""
         loop = asyncio.get_running_loop()
@@ -78,7 +91,9 @@ class Submissions:
             return StoreUnreachable(silent)
         return OutcomeUnknown(silent)
 
-    async def submit_many(self, specs: Sequence[JobSpec], *, owner: str = "") -> list[_Outcome]:
+    async def submit_many(
+        self, specs: Sequence[JobSpec | Draft], *, owner: str = ""
+    ) -> list[_Outcome]:
         """Store many jobs in one transaction; a bad one fails alone."""
         prepared = await self._prepared(specs, owner)
         stored = iter(
@@ -88,14 +103,21 @@ class Submissions:
         return [next(stored) if isinstance(new, NewJob) else new for new in prepared]
 
     async def _prepared(
-        self, specs: Sequence[JobSpec], owner: str, once: Once | None = None
+        self, specs: Sequence[JobSpec | Draft], owner: str, once: Once | None = None
     ) -> list[NewJob | BadSpec]:
-        graphs = [compile_graph(spec.tasks) for spec in specs]
-        objections = await self._arguments.check(graphs)
+        drafts = [spec if isinstance(spec, Draft) else drafted(spec) for spec in specs]
+        unchecked = [draft.graph for draft in drafts if isinstance(draft.graph, Graph)]
+        objections = iter(await self._arguments.check(unchecked))
         return [
-            objection
-            or NewJob(spec=spec, graph=graph, shared=self._shared(spec), once=once, owner=owner)
-            for spec, graph, objection in zip(specs, graphs, objections, strict=True)
+            (isinstance(draft.graph, Graph) and next(objections))
+            or NewJob(
+                spec=draft.spec,
+                graph=draft.graph,
+                shared=self._shared(draft.spec),
+                once=once,
+                owner=owner,
+            )
+            for draft in drafts
         ]
 
     def _shared(self, spec: JobSpec) -> Mapping[str, str]:
@@ -157,7 +179,7 @@ class Submissions:
     def _next_batch(self) -> list[_Waiting]:
         size, tasks = 0, 0
         for new, _ in self._waiting:
-            tasks += len(new.graph.tasks)
+            tasks += new.graph.total
             if size and tasks > _TASKS_TOGETHER:
                 break
             size += 1

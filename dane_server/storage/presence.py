@@ -12,9 +12,9 @@ from dane_core.routing import inbox_queue
 from dane_core.states import IN_FLIGHT, SENT, TaskState
 from dane_server.storage.chunk import ROWS, chunks
 from dane_server.storage.leasing import ON_MESSAGE, PATIENCE, lose_attempts
+from dane_server.storage.nodes import written
 from dane_server.storage.statements import act, dispatch, lease
 from dane_server.storage.statements import presence as sql
-from dane_server.storage.submission import written
 from dane_server.storage.tally import Tally
 from dane_server.storage.view import News, Place, Zombie
 

@@ -1,18 +1,16 @@
 """Stores jobs with their tasks and edges, inside a transaction."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import orjson
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.errors import DaneError, KeyReused, SourceConflict
 from dane_core.job import JobId
-from dane_core.routing import MAX_PRIORITY
-from dane_core.states import TaskState
 from dane_server.storage.chunk import ROWS, chunks, fitting
+from dane_server.storage.nodes import LINKS, links_of, rows_of, tree_of, written
 from dane_server.storage.statements import submission as sql
 from dane_server.storage.tables import NAMELESS
 from dane_server.storage.view import NewJob, Once, Submitted
@@ -106,23 +104,23 @@ async def _add_jobs(connection: AsyncConnection, new_jobs: Sequence[NewJob]) -> 
     owner_ids = await _owner_ids(connection, {new.owner for new in new_jobs})
     job_rows = [_job_row(new, owner_ids[new.owner]) for new in new_jobs]
     job_ids = [JobId(job_id) for job_id in await _add_rows(connection, sql.add_jobs(), job_rows)]
-    rows = [
-        row
+    rows = (
+        {"job_id": job_id, **row, "owner_id": owner_ids[new.owner]}
         for job_id, new in zip(job_ids, new_jobs, strict=True)
-        for row in _node_rows(job_id, new, owner_ids[new.owner])
-    ]
+        for row in rows_of(new.graph, new.spec.priority)
+    )
     node_ids = await _add_rows(connection, sql.add_tasks(), rows)
-    edges: list[dict[str, int]] = []
-    first = 0
-    for new in new_jobs:
-        edges += [
-            {"src": node_ids[first + src], "dst": node_ids[first + dst]}
-            for src, dst in new.graph.edges
-        ]
-        first += len(new.graph.pending)
-    for some in chunks(edges, 5000):
+    for some in chunks(_edge_rows(new_jobs, node_ids), LINKS):
         await connection.execute(sql.add_edges(), some)
     return job_ids
+
+
+def _edge_rows(new_jobs: Sequence[NewJob], node_ids: Sequence[int]) -> Iterator[dict[str, int]]:
+    first = 0
+    for new in new_jobs:
+        for src, dst in links_of(new.graph):
+            yield {"src": node_ids[first + src], "dst": node_ids[first + dst]}
+        first += new.graph.nodes
 
 
 async def _owner_ids(connection: AsyncConnection, names: Collection[str]) -> Mapping[str, int]:
@@ -145,9 +143,11 @@ async def _known_owners(connection: AsyncConnection, names: Sequence[str]) -> di
 
 
 async def _add_rows(
-    connection: AsyncConnection, statement: sa.Insert, rows: Sequence[dict[str, Any]]
+    connection: AsyncConnection, statement: sa.Insert, rows: Iterable[dict[str, Any]]
 ) -> list[int]:
     """Insert rows and return their new ids, in the order of the rows.
+
+    Rows are made some at a time, so that nobody else has to wait for all of them.
 
     The order of RETURNING is not promised; that the ids of one statement rise with its rows is
     (InnoDB: auto-increment of simple inserts; SQLite: AUTOINCREMENT).
@@ -167,46 +167,8 @@ def _job_row(new: NewJob, owner_id: int) -> dict[str, Any]:
         "priority": spec.priority,
         "metadata": written(spec.metadata),
         "shared": written(new.shared),
-        "tree": written(graph.tree),
+        "tree": tree_of(graph),
         "owner_id": owner_id,
-        "total": len(graph.tasks),
-        "active": sum(pending == 0 for pending in graph.pending[: len(graph.tasks)]),
+        "total": graph.total,
+        "active": graph.active,
     }
-
-
-def _node_rows(job_id: JobId, new: NewJob, owner_id: int) -> list[dict[str, Any]]:
-    graph = new.graph
-    fanout = [0] * len(graph.pending)
-    for src, _ in graph.edges:
-        fanout[src] += 1
-    rows = []
-    for seq, pending in enumerate(graph.pending):
-        task = graph.tasks[seq] if seq < len(graph.tasks) else None
-        priority = new.spec.priority
-        if task is not None and task.priority is not None:
-            priority = task.priority
-        rows.append(
-            {
-                "job_id": job_id,
-                "seq": seq,
-                "task_key": task.key if task else None,
-                "name": task.name if task else None,
-                "args": written(task.args) if task and task.args else None,
-                "rank": MAX_PRIORITY - priority,
-                "timeout": task.timeout if task else None,
-                "retry": written(task.retry) if task and task.retry else None,
-                "allow_failure": bool(task and task.allow_failure),
-                "solo": seq in graph.solo,
-                "state": TaskState.BLOCKED if pending else TaskState.READY,
-                "pending": pending,
-                "fanin": pending,
-                "fanout": fanout[seq],
-                "owner_id": owner_id,
-            }
-        )
-    return rows
-
-
-def written(value: object) -> str:
-    """A document as it stands in its column."""
-    return orjson.dumps(value).decode()

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from dane_core.errors import DaneError, StoreUnreachable
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.job import JobId
-from dane_core.spec import JobSpec
 from dane_server.api import batch, create_api
+from dane_server.runner.draft import Draft
 from dane_server.runner.runner import Runner
 from dane_server.settings import ServerSettings
 from dane_server.storage.reader import Reader
@@ -42,7 +42,7 @@ class CountingRunner:
         self.chunks: list[int] = []
         self._fail_at = fail_at
 
-    async def submit_many(self, specs: Sequence[JobSpec]) -> list[Submitted | DaneError]:
+    async def submit_many(self, specs: Sequence[Draft]) -> list[Submitted | DaneError]:
         self.chunks.append(len(specs))
         if len(self.chunks) in self._fail_at:
             raise StoreUnreachable("gone")
