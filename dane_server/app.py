@@ -24,6 +24,7 @@ from dane_core.worker.worker import Worker
 from dane_server.api import create_api
 from dane_server.bind import listen
 from dane_server.metrics import Metrics
+from dane_server.runner.backlog import MostOpen
 from dane_server.runner.bell import LocalBell, RemoteBell
 from dane_server.runner.doctor import Doctor
 from dane_server.runner.pace import Pace
@@ -406,6 +407,10 @@ def _pace(settings: ServerSettings) -> Pace:
         overtime=chosen.OVERTIME,
         lost_after=chosen.LOST_AFTER,
         cancel_grace=chosen.CANCEL_GRACE,
+        ageing=chosen.AGEING,
         check=chosen.CHECK,
         keep=keep_of(settings.RETENTION),
+        most_open=MostOpen(
+            of_all=settings.LIMITS.OPEN_TASKS, of_owner=settings.LIMITS.OPEN_TASKS_PER_OWNER
+        ),
     )

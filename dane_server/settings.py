@@ -16,9 +16,12 @@ from dane_core.settings.values import (
     DaysOfTrying,
     Flag,
     Folder,
+    HeaderName,
     Name,
+    OptionalCount,
     Port,
     Seconds,
+    SecondsOrNever,
     Secret,
     Size,
     StoreUrl,
@@ -72,7 +75,7 @@ class LimitSection(Section):
     """The largest job specification that is accepted; sizes in bytes, texts in characters.
 
     Columns and routing keys are made for the texts' and the nesting's defaults: those may be
-    set lower only.
+    set lower only. And how many tasks of unfinished jobs may be open, before no more are taken.
     """
 
     TASKS: Count = 100_000
@@ -85,6 +88,8 @@ class LimitSection(Section):
     KEY: Count = Field(default=100, le=100)
     NAME: Count = Field(default=100, le=100)
     TYPE: Count = Field(default=32, le=32)
+    OPEN_TASKS: Count = 2_000_000
+    OPEN_TASKS_PER_OWNER: OptionalCount = None
 
 
 class CompatSection(Section):
@@ -105,6 +110,7 @@ class RunnerSection(Section):
     LOST_AFTER: Seconds = timedelta(seconds=30)
     STARTS: Count = 3
     PATIENCE: Seconds = timedelta(seconds=60)
+    AGEING: SecondsOrNever = timedelta(seconds=300)
     CANCEL_GRACE: Seconds = timedelta(seconds=10)
     CHECK: Seconds = timedelta(seconds=60)
 
@@ -120,9 +126,10 @@ class RetentionSection(Section):
 
 
 class ApiSection(Section):
-    """How much one request may ask for."""
+    """How much one request may ask for, and where a proxy tells who asks."""
 
     BATCH_BODY: Size = 1024 * 1024 * 1024
+    OWNER_HEADER: HeaderName = ""
 
 
 class ServerSettings(Settings):

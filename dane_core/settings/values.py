@@ -88,6 +88,12 @@ Count = Annotated[
     BeforeValidator(_number_not_flag),
     expecting("a whole number, 1 or more"),
 ]
+OptionalCount = Annotated[
+    int | None,
+    Field(ge=1, lt=2**31),
+    BeforeValidator(_number_not_flag),
+    expecting("a whole number, 1 or more, or nothing for no limit"),
+]
 Size = Annotated[
     int,
     Field(ge=1, lt=2**40),
@@ -100,6 +106,13 @@ Seconds = Annotated[
     BeforeValidator(_seconds),
     BeforeValidator(_number_not_flag),
     expecting("a number of seconds, more than 0"),
+]
+SecondsOrNever = Annotated[
+    timedelta,
+    Field(ge=timedelta(0), le=timedelta(days=366)),
+    BeforeValidator(_seconds),
+    BeforeValidator(_number_not_flag),
+    expecting("a number of seconds, 0 for never"),
 ]
 #: How often somebody speaks up, or how soon: not all the time, and not too late for a lease.
 Rhythm = Annotated[
@@ -129,6 +142,11 @@ CountOrAll = Annotated[
 ]
 Flag = Annotated[bool, expecting("true or false")]
 Name = Annotated[str, Field(min_length=1), expecting("text, in quotes if it looks like a number")]
+HeaderName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{0,100}$"),
+    expecting("the name of a request header, such as X-Remote-User"),
+]
 Secret = Annotated[SecretStr, expecting("text, in quotes if it looks like a number")]
 Folder = Annotated[Path, AfterValidator(_absolute), expecting("the path of a folder")]
 OptionalFolder = Annotated[

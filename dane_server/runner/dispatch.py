@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -70,6 +71,7 @@ class Dispatcher:
         self._bound_meanwhile: set[str] = set()
         self._without_worker: set[str] = set()
         self._full: set[str] = set()
+        self._next_place: float | None = None  # in seconds, at the last claim
 
     async def run(self) -> None:
         """Send whenever the bell rings, until told to stop; no claim is left unsent then."""
@@ -79,7 +81,13 @@ class Dispatcher:
                 pass
             if not self._exchange.blocked:
                 async with self._stopping.idle():
-                    await self._bell.heard()
+                    await self._bell_or_next_place()
+
+    async def _bell_or_next_place(self) -> None:
+        """Wait for the bell, but not longer than until the rate of a key lets a task go."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._next_place):
+                await self._bell.heard()
 
     @property
     def window(self) -> int:
@@ -149,9 +157,18 @@ class Dispatcher:
         now = Moment()
         if self._stopping.told:
             return now, []
+        self._next_place = None
         return now, await self._writer.claim_ready(
-            window=pace.window, limit=pace.batch, lease=pace.lease
+            window=pace.window,
+            limit=pace.batch,
+            lease=pace.lease,
+            ageing=pace.ageing,
+            put_off=self._put_off,
         )
+
+    def _put_off(self, seconds: float) -> None:
+        soonest = self._next_place
+        self._next_place = seconds if soonest is None else min(seconds, soonest)
 
     def _is_too_late(self, claimed: Moment) -> bool:
         """Whether claims may not be confirmed before their lease ends: then they stay unsent.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from dane_server.runner.backlog import MostOpen
 from dane_server.storage.retention import Keep
 
 
@@ -22,5 +23,7 @@ class Pace:
     lost_after: timedelta = timedelta(seconds=30)  # between two looks at a queue that lacks tasks
     cancel_grace: timedelta = timedelta(seconds=10)  # then what was cancelled is ended by force
     horizon: timedelta = timedelta(hours=1)  # what lies in a queue is looked at after this
+    ageing: timedelta = timedelta(seconds=300)  # what waits so long counts one more; 0: never
     check: timedelta = timedelta(seconds=60)  # between two rounds of the doctor
+    most_open: MostOpen = field(default_factory=MostOpen)  # above it no jobs are taken in
     keep: Keep = field(default_factory=Keep)  # what is removed after how long

@@ -6,7 +6,7 @@ is passed over as soon as that is known: a hundred thousand ready tasks cost wha
 
 from collections import defaultdict
 from collections.abc import Container, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -44,6 +44,9 @@ class Candidates:
 
     def of_job(self, line: _Line) -> int:
         return len(self._found.get(line, ()))
+
+    def of_owner(self, owner: tuple[int, int]) -> int:
+        return sum(len(found) for line, found in self._found.items() if line[:2] == owner)
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -83,48 +86,76 @@ class Search:
         found = Candidates(passing)
         rows = (await connection.execute(sql.in_front(key, places))).all()
         found.add(rows)
-        if len(rows) < places:
-            self._unseen.pop(key, None)
-            return found
-        place: Place | None = _behind_first(rows[-1], found, places)
         unseen = self._unseen.pop(key, None)
-        for step in range(_STEPS_IN_VAIN):
-            if place is None or (found and step >= _STEPS):
+        if len(rows) < places:
+            return found
+        look = _Look(connection, key, places, found)
+        place: Place | None = look.behind_job(Place(*rows[-1][:4]), rows)
+        for steps in range(_STEPS_IN_VAIN):
+            if place is None or (found and steps >= _STEPS):
                 break
-            place = await self._step(connection, key, place, (found, places))
+            seen = await look.behind(place)
+            if seen.unseen is not None:
+                self._unseen.setdefault(key, seen.unseen)
+            place = seen.end
         if place is not None:
             self._unseen[key] = place
         if unseen is not None:
-            place = await self._step(connection, key, unseen, (found, places))
-            if place is not None:
-                self._unseen[key] = place
+            seen = await look.behind(unseen)
+            if further := seen.unseen or seen.end:
+                self._unseen[key] = further
         return found
 
-    async def _step(
-        self,
-        connection: AsyncConnection,
-        key: str,
-        place: Place,
-        wanted: tuple[Candidates, int],
-    ) -> Place | None:
-        """Look at what comes behind a place; returns where to go on, None at the end."""
-        found, places = wanted
-        rows = (await connection.execute(sql.spread_behind(key, place, _REACH, places))).all()
-        found.add(rows)
-        if not rows or rows[0].reached < _REACH:
+
+class _Seen(NamedTuple):
+    """Where to go on after a look, None at the end; and behind what jobs were left out."""
+
+    end: Place | None
+    unseen: Place | None
+
+
+class _Look:
+    """Looks at what comes behind a place, and says where to go from there."""
+
+    def __init__(
+        self, connection: AsyncConnection, key: str, places: int, found: Candidates
+    ) -> None:
+        self._connection = connection
+        self._key = key
+        self._places = places
+        self._found = found
+
+    async def behind(self, place: Place) -> _Seen:
+        spread = sql.spread_behind(self._key, place, _REACH, self._places)
+        rows = (await self._connection.execute(spread)).all()
+        self._found.add(rows)
+        far = sql.place_behind(self._key, place, _REACH)
+        end = (await self._connection.execute(far)).one_or_none()
+        unseen = self._left_out(rows)
+        if end is None:
+            return _Seen(None, unseen)
+        return _Seen(self._behind_owner(self.behind_job(Place(*end), rows), rows), unseen)
+
+    def behind_job(self, place: Place, rows: Sequence[sa.Row[Any]]) -> Place:
+        """Not on in a job that has enough, or stands still."""
+        stopped = any(row.stopped for row in rows if row.job_id == place.job_id)
+        enough = self._found.of_job(place[:3]) >= self._places
+        return place._replace(task_id=_END) if stopped or enough else place
+
+    def _behind_owner(self, place: Place, rows: Sequence[sa.Row[Any]]) -> Place:
+        """Not on among the jobs of an owner that has enough, if only its jobs were seen."""
+        seen = {(row.rank, row.owner_id) for row in rows}
+        enough = self._found.of_owner(place[:2]) >= self._places
+        only_its = seen == {place[:2]} and len({row.job_id for row in rows}) > 1
+        return place._replace(job_id=_END, task_id=_END) if enough and only_its else place
+
+    def _left_out(self, rows: Sequence[sa.Row[Any]]) -> Place | None:
+        """Behind the last job seen of the first owner of which not all were."""
+        owners: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for row in rows:
+            owners[row.rank, row.owner_id].append(row.job_id)
+        many = [owner for owner, jobs in owners.items() if len(jobs) >= self._places]
+        if not many:
             return None
-        end = Place(*(await connection.execute(sql.place_behind(key, place, _REACH))).one())
-        lines = {(row.rank, row.owner_id, row.job_id) for row in rows}
-        if lines == {end[:3]}:
-            return end._replace(task_id=_END)
-        if {line[:2] for line in lines} == {end[:2]}:
-            self._unseen.setdefault(key, end)
-            return end._replace(job_id=_END, task_id=_END)
-        return end
-
-
-def _behind_first(last: sa.Row[Any], found: Candidates, places: int) -> Place:
-    """Where to go on behind what lies in front: not in a job that has enough, or stands still."""
-    line = (last.rank, last.owner_id, last.job_id)
-    passed_over = last.stopped or found.of_job(line) >= places
-    return Place(*line, _END if passed_over else last.id)
+        first = min(many)
+        return Place(*first, max(owners[first]), _END)

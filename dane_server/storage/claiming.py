@@ -164,7 +164,8 @@ async def _spend(
         if taken[key]:
             await connection.execute(sql.put_off_next(key, next_at))
         left = Rate(per_second=row.rate, burst=row.burst, next_at=next_at)
-        put_off(left.until_next(row.now))
+        if wait := left.until_next(row.now):
+            put_off(wait)
 
 
 def even_shares(limit: int, rooms: Mapping[str, int]) -> dict[str, int]:

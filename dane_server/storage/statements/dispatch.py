@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from dane_core.states import SENT, TaskState
 from dane_server.storage.functions import behind, insert_missing, later, now
+from dane_server.storage.statements.keys import keys_in
 from dane_server.storage.tables import (
     BY_OWNER,
     jobs,
@@ -27,11 +28,8 @@ def paused_keys() -> sa.Select[Any]:
 
 def keys_ready() -> sa.Select[Any]:
     """Task keys that have something to send, and are not paused."""
-    return (
-        sa.select(tasks.c.task_key)
-        .where(tasks.c.state == TaskState.READY, tasks.c.task_key.not_in(paused_keys()))
-        .distinct()
-    )
+    ready = keys_in([TaskState.READY]).subquery()
+    return sa.select(ready.c.task_key).where(ready.c.task_key.not_in(paused_keys()))
 
 
 def hold_keys(keys: Sequence[str]) -> sa.Select[Any]:
@@ -154,24 +152,32 @@ def in_front(key: str, limit: int) -> sa.Select[Any]:
 
 
 def spread_behind(key: str, place: Sequence[int], reach: int, limit: int) -> sa.Select[Any]:
-    """Of the next `reach` ready tasks behind a place the first of each job, the second then."""
-    behind_it = (
-        sa.select(*BY_OWNER)
+    """Of the next `reach` ready tasks behind a place as many of each owner as the limit.
+
+    The first of each of its jobs before the second of any.
+    """
+    reached = (
+        sa.select(*BY_OWNER, tasks.c.due_at)
         .with_hint(tasks, _BY_KEY, "mysql")
         .where(_ready_of(key), behind(*BY_OWNER, *place))
         .order_by(*BY_OWNER)
         .limit(reach)
         .subquery()
     )
-    line = (behind_it.c.rank, behind_it.c.owner_id, behind_it.c.job_id)
-    turn = sa.func.row_number().over(partition_by=line, order_by=behind_it.c.id)
-    some = (
-        sa.select(behind_it.c.id, turn.label("turn"), sa.func.count().over().label("reached"))
-        .order_by(sa.text("turn"))
-        .limit(limit)
-        .subquery()
+    owner = (reached.c.rank, reached.c.owner_id)
+    in_job = sa.func.row_number().over(
+        partition_by=(*owner, reached.c.job_id), order_by=reached.c.id
     )
-    return sa.select(*_seen(), some.c.reached).join_from(some, tasks, tasks.c.id == some.c.id)
+    turns = sa.select(*reached.c, in_job.label("turn")).where(reached.c.due_at <= now()).subquery()
+    in_owner = sa.func.row_number().over(
+        partition_by=(turns.c.rank, turns.c.owner_id), order_by=(turns.c.turn, turns.c.id)
+    )
+    spread = sa.select(turns.c.id, in_owner.label("turn")).subquery()
+    return (
+        sa.select(*_seen())
+        .join_from(spread, tasks, tasks.c.id == spread.c.id)
+        .where(spread.c.turn <= limit)
+    )
 
 
 def place_behind(key: str, place: Sequence[int], reach: int) -> sa.Select[Any]:
