@@ -5,6 +5,7 @@ import fcntl
 import logging
 import math
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -44,6 +45,9 @@ _MISSED_SECONDS: Final = 1
 #: To have a connection that answers: a place in the pool, a ping, a handshake.
 _CONNECT_SECONDS: Final = 10
 _POOL_SECONDS: Final = 5
+#: A connection that was used within these seconds is not asked whether it lives. Should it be
+#: gone, that is found out by the first statement of a unit, which is run again.
+_LATELY_SECONDS: Final = 0.5
 
 #: What the driver and the pool raise; the last is of a stream that ended.
 _FAULTS: Final = (DBAPIError, PoolTimeout, DisconnectionError, TimeoutError, OSError, EOFError)
@@ -112,7 +116,7 @@ class Store:
         if shared:
             store = Store(self._writes, _sqlite(url, reads=True), connecting=self._connecting)
         else:
-            store = Store(_mariadb(url, size=_WRITERS), _mariadb(url, size=_READERS))
+            store = _on_mariadb(url)
         try:
             yield store
         finally:
@@ -276,7 +280,7 @@ async def open_store(url: str) -> AsyncIterator[Store]:
         async with _open_sqlite(url) as store:
             yield store
     else:
-        store = Store(_mariadb(url, size=_WRITERS), _mariadb(url, size=_READERS))
+        store = _on_mariadb(url)
         try:
             yield store
         finally:
@@ -288,17 +292,25 @@ _WRITERS: Final = 5
 _READERS: Final = 10
 
 
-def _mariadb(url: str, *, size: int) -> AsyncEngine:
+def _on_mariadb(url: str) -> Store:
+    # Under the default, REPEATABLE READ, claiming with SKIP LOCKED blocks inserts. Each query
+    # of a reader sees what is committed then, without a transaction as well as within one.
+    return Store(
+        _mariadb(url, size=_WRITERS, isolation_level="READ COMMITTED"),
+        _mariadb(url, size=_READERS, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True),
+    )
+
+
+def _mariadb(url: str, *, size: int, **settings: Any) -> AsyncEngine:
     engine = create_async_engine(
         url,
-        # Under the default, REPEATABLE READ, claiming with SKIP LOCKED blocks inserts.
-        isolation_level="READ COMMITTED",
         pool_size=size,
         max_overflow=0,
         pool_timeout=_POOL_SECONDS,
-        pool_pre_ping=True,
         pool_recycle=1800,
+        pool_reset_on_return=None,  # whoever gives a connection back has ended its transaction
         connect_args={"connect_timeout": 5, "read_timeout": 20, "charset": "utf8mb4"},
+        **settings,
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -312,7 +324,26 @@ def _mariadb(url: str, *, size: int) -> AsyncEngine:
         )
         cursor.close()
 
+    _ping_the_idle(engine.sync_engine)
     return engine
+
+
+def _ping_the_idle(engine: sa.Engine) -> None:
+    """Have connections that were not used for a while answer before somebody relies on them."""
+
+    @event.listens_for(engine, "checkin")
+    def note_use(_connection: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
+        entry.info["used"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ping(connection: DBAPIConnection, entry: ConnectionPoolEntry, _: object) -> None:
+        used = entry.info.get("used", math.inf)  # one that is new has just answered
+        if time.monotonic() - used < _LATELY_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as fault:
+            raise InvalidatePoolError from fault
 
 
 @asynccontextmanager
