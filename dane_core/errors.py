@@ -7,6 +7,7 @@ DaneError
 ├── NotFound            no such job, task or task key
 ├── SourceConflict      one source_id, two source_urls
 ├── KeyReused           an Idempotency-Key used again for another request
+├── TooMuchOpen         so much is to be done already that no more is taken in
 ├── IllegalMove         the state of a job or task does not allow this
 ├── BadWorker           a worker class or target that cannot be served
 ├── UnsafeBind          an open address without authentication
@@ -83,6 +84,22 @@ class KeyReused(DaneError):
     def __init__(self, key: str) -> None:
         super().__init__(f"Idempotency-Key {key!r} was used before for another request")
         self.key = key
+
+
+class TooMuchOpen(DaneError):
+    """A job that is not taken in now: too many tasks are open already.
+
+    `owner` is None where everybody's tasks are counted together.
+    """
+
+    def __init__(self, tasks: int, count: int, limit: int, owner: str | None = None) -> None:
+        whose = "" if owner is None else f" of {owner!r}" if owner else " of nobody in particular"
+        super().__init__(
+            f"{count:,} tasks{whose} are open, and {limit:,} may be: no room for {tasks:,} more"
+        )
+        self.count = count
+        self.limit = limit
+        self.owner = owner
 
 
 class IllegalMove(DaneError):

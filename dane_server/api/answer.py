@@ -298,7 +298,11 @@ class ReadyBody(TypedDict):
 
 
 class LimitsBody(TypedDict):
-    """What a specification may hold; sizes in bytes, texts in characters, and what states mean."""
+    """What a specification may hold; sizes in bytes, texts in characters, and what states mean.
+
+    `open_tasks` of unfinished jobs there may be, and `open_tasks_per_owner` of each owner that has
+    no limit of its own.
+    """
 
     tasks: int
     depth: int
@@ -311,6 +315,8 @@ class LimitsBody(TypedDict):
     name: int
     type: int
     batch_body: int
+    open_tasks: int
+    open_tasks_per_owner: int | None
     page: int
     priority: int
     task_key: str

@@ -1,5 +1,7 @@
 """What a specification may hold, for clients that check before they send."""
 
+from dataclasses import fields
+
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -16,7 +18,8 @@ router = APIRouter(prefix=PREFIX, tags=["server"])
 
 def limits_of(settings: ServerSettings) -> Limits:
     """The limits as the operator has set them."""
-    return Limits(**{name.lower(): value for name, value in settings.LIMITS})
+    chosen = settings.LIMITS.model_dump()
+    return Limits(**{field.name: chosen[field.name.upper()] for field in fields(Limits)})
 
 
 @router.get("/limits", responses={200: {"model": LimitsBody}, **problems()})
@@ -35,6 +38,8 @@ async def get_limits(limits: TheLimits, settings: TheSettings) -> Response:
             name=limits.name,
             type=limits.type,
             batch_body=settings.API.BATCH_BODY,
+            open_tasks=settings.LIMITS.OPEN_TASKS,
+            open_tasks_per_owner=settings.LIMITS.OPEN_TASKS_PER_OWNER,
             page=500,
             priority=MAX_PRIORITY,
             task_key=TASK_KEY.pattern,

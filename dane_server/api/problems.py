@@ -34,6 +34,7 @@ from dane_core.errors import (
     StoreOutdated,
     StoreTaken,
     StoreUnreachable,
+    TooMuchOpen,
     Unreachable,
     UnsafeBind,
 )
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER: Final = "5"  # seconds; the pools and circuits behind us try again sooner
+FOR_NOW: Final = frozenset({429, 503})  # statuses of what may be asked again a moment later
 MOST_FAULTS: Final = 101  # in one answer: a specification's hundred, and that there are more
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
@@ -96,6 +98,7 @@ ROWS: Final[Mapping[type[DaneError], Row]] = {
     KeyReused: Row(
         422, "key-reused", "The key stands for another request", path="header.Idempotency-Key"
     ),
+    TooMuchOpen: Row(429, "too-much-open", "Too much is to be done already", path="tasks"),
     IllegalMove: Row(409, "illegal-move", "The present state does not allow this", path="path"),
     Unreachable: Row(503, "unreachable", "A part of DANE cannot be reached now", _AGAIN),
     StoreUnreachable: Row(503, "store-unreachable", "The store cannot be reached now", _AGAIN),
@@ -200,7 +203,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     body = problem(error)
     if body["status"] >= 500:
         logger.warning("%s %s: %s", request.method, request.url.path, error)
-    return answer(body, {"Retry-After": RETRY_AFTER} if body["status"] == 503 else None)
+    return answer(body, {"Retry-After": RETRY_AFTER} if body["status"] in FOR_NOW else None)
 
 
 async def _on_rejection(_request: Request, error: Exception) -> Response:

@@ -12,11 +12,11 @@ from dane_server.storage.acts import Acts
 
 
 class Operator:
-    """Retry, reset, cancel, pause, delete: in force once it returns, whatever the broker does.
+    """Retry, reset, cancel, pause, prioritize, delete: in force once it returns, whatever the broker does.
 
-    What is cancelled, paused or deleted is marked first; then workers are told; then its tasks
-    are gone through, those of a large job by the walker after this has returned. Telling the
-    workers is a courtesy that saves work: an attempt that was taken away cannot be recorded any
+    What is cancelled, paused, prioritized or deleted is marked first; then workers are told; then
+    its tasks are gone through, those of a large job by the walker after this has returned. Telling
+    the workers is a courtesy that saves work: an attempt that was taken away cannot be recorded any
     more, and a stale message is asked about before it is run.
     """
 
@@ -50,6 +50,11 @@ class Operator:
         await self._acts.resume_job(job_id)
         await self._bell.ring()
 
+    async def prioritize_job(self, job_id: JobId, priority: int) -> None:
+        await self._acts.begin_prioritizing(job_id, priority)
+        await self._walk(self._walks.rerank, job_id)
+        await self._bell.ring()
+
     async def delete_job(self, job_id: JobId) -> None:
         await self._acts.bury_job(job_id)
         await self._walk(self._walks.delete, job_id)
@@ -66,6 +71,11 @@ class Operator:
     async def reset_task(self, task_id: TaskId) -> None:
         old_attempt = await self._acts.reset_task(task_id)
         await self._stop(task_id, old_attempt)
+
+    async def prioritize_task(self, task_id: TaskId, priority: int) -> None:
+        await self._acts.prioritize_task(task_id, priority)
+        await tell(self._exchange, Control(act="recall", task_id=task_id))
+        await self._bell.ring()
 
     async def pause_key(self, key: str) -> None:
         await self._acts.begin_pausing_key(key)

@@ -10,6 +10,7 @@ from dane_core.routing import RESPONSE_QUEUE
 from dane_core.spec import JobSpec, Limits
 from dane_server.metrics import Metrics
 from dane_server.runner.arguments import Arguments
+from dane_server.runner.backlog import Backlog
 from dane_server.runner.bell import LocalBell, RemoteBell
 from dane_server.runner.dispatch import Dispatcher
 from dane_server.runner.doctor import Doctor
@@ -57,7 +58,8 @@ class Runner(Operator):
         local = LocalBell()
         bell = RemoteBell(exchange, response_queue) if remote else local
         super().__init__(access.acts, exchange, bell, cancel_grace=pace.cancel_grace)
-        self._submissions = Submissions(access.writer, Arguments(access.reader), bell, folders)
+        door = Backlog(access.writer, access.quotas, pace.most_open)
+        self._submissions = Submissions(door, Arguments(access.reader), bell, folders)
         self._access = moving or access
         self._pace = pace
         self._local = local

@@ -1,4 +1,4 @@
-"""Finishes what takes many transactions: cancellations, pauses, deletions, large releases.
+"""Finishes what takes many transactions: cancellations, pauses, priorities, deletions, releases.
 
 Each is asked for by a mark in the store, made first, and done some tasks at a time by whoever
 finds the mark: so it is finished whoever dies, and nobody waits for it.
@@ -55,6 +55,7 @@ class Walks:
     cancel: Walk[Any]
     pause: Walk[Any]
     pause_key: Walk[Any]
+    rerank: Walk[Any]
     delete: Walk[Any]
     release: Walk[Any]
 
@@ -89,6 +90,12 @@ class Walks:
                 step=recall_key,
                 words=lambda key: (Control(act="recall", key=key),),
             ),
+            rerank=Walk(
+                name="prioritize job",
+                unfinished=acts.jobs_reranking,
+                step=acts.rerank_some,
+                words=lambda job_id: (Control(act="recall", job_id=job_id),),
+            ),
             delete=Walk(
                 name="delete job", unfinished=acts.jobs_buried, step=acts.drop_some, words=stop
             ),
@@ -100,7 +107,8 @@ class Walks:
         )
 
     def __iter__(self) -> Iterator[Walk[Any]]:
-        return iter((self.cancel, self.pause, self.pause_key, self.delete, self.release))
+        recalling = (self.cancel, self.pause, self.pause_key, self.rerank)
+        return iter((*recalling, self.delete, self.release))
 
 
 async def tell(exchange: Exchange, *words: Control) -> None:

@@ -9,6 +9,7 @@ from dane_server.storage.bulletin import Bulletin
 from dane_server.storage.doctor import Examiner
 from dane_server.storage.engine import Store
 from dane_server.storage.mending import Mending
+from dane_server.storage.quotas import Quotas
 from dane_server.storage.reader import Reader
 from dane_server.storage.retention import Retention
 from dane_server.storage.sweeps import Sweeps
@@ -29,6 +30,7 @@ class Access:
     retention: Retention
     turns: Turns
     bulletin: Bulletin
+    quotas: Quotas
 
     @classmethod
     def to(cls, store: Store, *, cancel_grace: timedelta = timedelta(seconds=10)) -> Self:
@@ -42,4 +44,5 @@ class Access:
             Retention(store),
             Turns(store),
             Bulletin(store),
+            Quotas(store),
         )

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.errors import IllegalMove, NotFound
 from dane_core.job import JobId, TaskId
+from dane_core.routing import MAX_PRIORITY
 from dane_core.states import SENT, SETTLED, JobStatus, TaskState
 from dane_server.storage.engine import Store
 from dane_server.storage.release import go_on, reopen_after, reopen_before
@@ -109,6 +110,20 @@ class Acts:
                 await reopen_before(connection, [task.id])
 
         return await self._on_task(task_id, act, "reset a task of it")
+
+    async def prioritize_task(self, task_id: TaskId, priority: int) -> None:
+        """Give a task another priority; what lies in a queue is taken back, and sent by it.
+
+        Raises: NotFound.
+        """
+
+        async def unit(connection: AsyncConnection) -> None:
+            task = (await connection.execute(sql.one_task(task_id))).one_or_none()
+            if task is None or not await _living(connection, task.job_id):
+                raise NotFound("task", task_id)
+            await _rerank(connection, [task], MAX_PRIORITY - priority)
+
+        await self._store.write(unit)
 
     async def _on_task(self, task_id: TaskId, act: Callable[..., Any], verb: str) -> int:
         async def unit(connection: AsyncConnection) -> int:
@@ -240,6 +255,63 @@ class Acts:
 
         await self._store.write(unit)
 
+    async def prioritize_job(self, job_id: JobId, priority: int) -> None:
+        """Give a job another priority, and its tasks too. Raises as `begin_prioritizing`."""
+        await self.begin_prioritizing(job_id, priority)
+        await self.finish_prioritizing(job_id)
+
+    async def begin_prioritizing(self, job_id: JobId, priority: int) -> None:
+        """Give a job another priority. Its tasks are to follow, some at a time.
+
+        Those that have one of their own keep it. Raises: NotFound.
+        """
+
+        async def unit(connection: AsyncConnection) -> None:
+            job = await _job(connection, job_id)
+            if job.priority == priority:
+                return
+            old, new = MAX_PRIORITY - job.priority, MAX_PRIORITY - priority
+            await connection.execute(sql.prioritize_job(job_id, priority))
+            await connection.execute(sql.begin_reranking(job_id, old, new))
+
+        await self._store.write(unit)
+
+    async def rerank_some(self, job_id: JobId) -> bool:
+        """Let some tasks follow their job's priority; false: they all do.
+
+        One change after the other, each from the first place to the last, so that every task
+        is looked at once for each: what has a priority of its own is not taken for another's.
+        """
+
+        async def unit(connection: AsyncConnection) -> bool:
+            change = (await connection.execute(sql.first_reranking(job_id))).one_or_none()
+            if change is None:
+                return False
+            up_to = change.after_seq + _SOME
+            found = await connection.scalars(sql.places_of_job(job_id, change.after_seq, up_to))
+            those = sql.those_of_rank(sorted(found), change.old_rank)
+            await _rerank(connection, (await connection.execute(those)).all(), change.new_rank)
+            job = (await connection.execute(sql.job_for_act(job_id))).one_or_none()
+            if job is None or up_to >= job.total - 1:
+                moved = await connection.execute(sql.end_reranking(change.id, change.after_seq))
+            else:
+                moved = await connection.execute(
+                    sql.move_reranking(change.id, change.after_seq, up_to)
+                )
+            if moved.rowcount == 0:
+                raise _Overtaken
+            return True
+
+        try:
+            return await self._store.write(unit)
+        except _Overtaken:
+            return True  # somebody else has taken this step
+
+    async def finish_prioritizing(self, job_id: JobId) -> None:
+        """Let all tasks of a job follow its priority."""
+        while await self.rerank_some(job_id):
+            pass
+
     async def delete_job(self, job_id: JobId) -> None:
         """Delete a job and everything that hung on it. Raises: NotFound."""
         await self.bury_job(job_id)
@@ -252,6 +324,7 @@ class Acts:
             job = await _job(connection, job_id)
             await connection.execute(sql.bury(job_id))
             await connection.execute(sql.drop_request_keys_of(job_id))
+            await connection.execute(sql.drop_rerankings_of(job_id))
             await connection.execute(sql.drop_job(job_id))
             await connection.execute(sql.hold_source(job.source_id))
             await connection.execute(sql.forget_source(job.source_id))
@@ -291,6 +364,10 @@ class Acts:
         """Paused keys that still have tasks in their queue."""
         return await self._found(sql.keys_with_stray_tasks())
 
+    async def jobs_reranking(self) -> Sequence[JobId]:
+        """Jobs whose tasks have yet to follow their priority."""
+        return await self._found(sql.jobs_reranking())
+
     async def jobs_buried(self) -> Sequence[JobId]:
         """Deleted jobs of which something is left."""
         return await self._found(sql.buried())
@@ -318,6 +395,8 @@ class Acts:
             await self.finish_pausing(job_id)
         for key in await self.keys_straying():
             await self.recall_key(key)
+        for job_id in await self.jobs_reranking():
+            await self.finish_prioritizing(job_id)
         for job_id in await self.jobs_buried():
             await self.finish_deleting(job_id)
         while await self.release_some():
@@ -561,3 +640,12 @@ async def _recall(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tall
     for row in rows:
         tally.move(row.job_id, TaskState(row.state), TaskState.READY)
     return len(rows)
+
+
+async def _rerank(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], rank: int) -> None:
+    """Give tasks another rank; those that were sent are taken back, to be sent in their turn."""
+    if not rows:
+        return
+    await connection.execute(sql.rank([row.id for row in rows], rank))
+    if sent := [row for row in rows if TaskState(row.state) in SENT]:
+        await connection.execute(sql.recall([row.id for row in sent]))

@@ -125,6 +125,7 @@ jobs: Final = sa.Table(
     sa.Index("job_status", "status", "id"),
     sa.Index("job_source", "source_id", "id"),
     sa.Index("job_finished", "finished_at", "id"),
+    sa.Index("job_cancelling", "cancelling", "id"),
     sa.Index("job_owner", "owner_id", "id"),
     sqlite_autoincrement=True,
     **_INNODB,
@@ -195,6 +196,20 @@ releasing: Final = sa.Table(
     _id("job_id", key=False),
     sa.Column("after_dst", ID, nullable=False),  # successors up to this one have been let go
     _flag("again"),  # it had let them go before: only those that wait again (`reopened`)
+    **_INNODB,
+)
+
+#: Changes of a job's priority that its tasks have yet to follow, in the order they were asked for.
+rerankings: Final = sa.Table(
+    "reranking",
+    metadata,
+    _id(auto=True),
+    _id("job_id", key=False),
+    _number("old_rank"),  # tasks with this one get the new one; others have one of their own
+    _number("new_rank"),
+    _number("after_seq", -1),  # tasks up to this place have been gone through
+    sa.Index("reranking_job", "job_id", "id"),
+    sqlite_autoincrement=True,
     **_INNODB,
 )
 

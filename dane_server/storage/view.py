@@ -127,6 +127,47 @@ class KeyState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyLimits:
+    """How much of a task key may be under way, over all servers; None: as much as there is."""
+
+    concurrency: int | None = None  # sent or running at once
+    rate: float | None = None  # sent in a second,
+    burst: int | None = None  # so many of them together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A task that has one of the places of its key."""
+
+    task_id: TaskId
+    job_id: JobId
+    state: TaskState
+    worker: str | None  # once it runs
+    since: datetime | None  # it runs, or lies in the queue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What stands between a ready task and its turn, besides the window of its key."""
+
+    limits: KeyLimits = field(default_factory=KeyLimits)
+    held: int = 0  # places of the key that are taken
+    first: Holder | None = None  # who has one of them
+    rate_wait: float = 0.0  # seconds until the rate of the key lets the next one go
+    above: int = 0  # ready tasks of the key with a higher priority, counted up to `MOST_ABOVE`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerState:
+    """Somebody who has asked for jobs; the one without a name is nobody in particular."""
+
+    name: str
+    weight: int  # its share of a key, next to that of others who want it too
+    max_open: int | None  # tasks of its unfinished jobs; None: as many as the settings say
+    open: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """The facts that decide why a task is not running now."""
 
@@ -137,6 +178,7 @@ class Situation:
     ahead: int  # tasks of this key that go before it
     now: datetime
     leased: bool = False  # it runs on a lease, which ends when the task is due
+    standing: Standing = field(default_factory=Standing)  # of a task that is ready
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from dane_server.storage.tables import (
     jobs,
     once,
     releasing,
+    rerankings,
     tasks,
 )
 
@@ -288,6 +289,7 @@ async def rows_left(store: Store, job_id: JobId) -> dict[str, int]:
         "edge": _count(edges, sa.or_(edges.c.src.not_in(known), edges.c.dst.not_in(known))),
         "once": _count(once, once.c.job_id == job_id),
         "releasing": _count(releasing, releasing.c.src.not_in(known)),
+        "reranking": _count(rerankings, rerankings.c.job_id == job_id),
         "deletion": _count(deletions, deletions.c.job_id == job_id),
     }
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from dane_core.states import SENT, TaskState
+from dane_core.states import SENT, JobStatus, TaskState
 from dane_server.storage.functions import behind, now
 from dane_server.storage.statements.lease import NO_STARTS, NOT_LEASED
 from dane_server.storage.tables import (
@@ -19,6 +19,7 @@ from dane_server.storage.tables import (
     once,
     rejected,
     releasing,
+    rerankings,
     sources,
     task_keys,
     tasks,
@@ -145,6 +146,77 @@ def recall(ids: Sequence[int]) -> sa.Update:
     )
 
 
+def rank(ids: Sequence[int], new: int) -> sa.Update:
+    return sa.update(tasks).where(tasks.c.id.in_(ids)).values(rank=new)
+
+
+def prioritize_job(job_id: int, priority: int) -> sa.Update:
+    return sa.update(jobs).where(jobs.c.id == job_id).values(priority=priority)
+
+
+def begin_reranking(job_id: int, old_rank: int, new_rank: int) -> sa.Insert:
+    return sa.insert(rerankings).values(job_id=job_id, old_rank=old_rank, new_rank=new_rank)
+
+
+def jobs_reranking() -> sa.Select[Any]:
+    return sa.select(rerankings.c.job_id).distinct()
+
+
+def first_reranking(job_id: int) -> sa.Select[Any]:
+    """The change of a job's priority that was asked for first, and is not over."""
+    return (
+        sa.select(rerankings)
+        .where(rerankings.c.job_id == job_id)
+        .order_by(rerankings.c.id)
+        .limit(1)
+    )
+
+
+def move_reranking(reranking: int, old_seq: int, new_seq: int) -> sa.Update:
+    """Tasks up to the new place have been gone through, unless somebody else has gone on."""
+    return (
+        sa.update(rerankings)
+        .where(rerankings.c.id == reranking, rerankings.c.after_seq == old_seq)
+        .values(after_seq=new_seq)
+    )
+
+
+def end_reranking(reranking: int, old_seq: int) -> sa.Delete:
+    return sa.delete(rerankings).where(
+        rerankings.c.id == reranking, rerankings.c.after_seq == old_seq
+    )
+
+
+def drop_rerankings_of(job_id: int) -> sa.Delete:
+    return sa.delete(rerankings).where(rerankings.c.job_id == job_id)
+
+
+def places_of_job(job_id: int, after_seq: int, up_to_seq: int) -> sa.Select[Any]:
+    """The tasks of a job with a place behind the one and up to the other: a seek for each state."""
+    return (
+        sa.select(tasks.c.id)
+        .with_hint(tasks, "FORCE INDEX (task_job)", "mysql")
+        .where(
+            tasks.c.job_id == job_id,
+            tasks.c.state.in_(values_of(TaskState)),
+            tasks.c.seq > after_seq,
+            tasks.c.seq <= up_to_seq,
+            tasks.c.task_key.is_not(None),
+        )
+    )
+
+
+def those_of_rank(ids: Sequence[int], old: int) -> sa.Select[Any]:
+    """Those of some tasks that have a rank now, locked in the order of their ids."""
+    return (
+        sa.select(*ACTED)
+        .with_hint(tasks, "FORCE INDEX (PRIMARY)", "mysql")
+        .where(tasks.c.id.in_(ids), tasks.c.rank == old)
+        .order_by(tasks.c.id)
+        .with_for_update()
+    )
+
+
 def note_cut(job_ids: Sequence[int], at: datetime) -> sa.Update:
     """Work on these jobs was taken away from workers then; it may go on for a while."""
     return sa.update(jobs).where(jobs.c.id.in_(job_ids)).values(cut_at=at)
@@ -156,7 +228,15 @@ def flag_job(job_id: int, **flags: bool) -> sa.Update:
 
 def job_for_act(job_id: int) -> sa.Select[Any]:
     return (
-        sa.select(jobs.c.id, jobs.c.status, jobs.c.paused, jobs.c.cancelling, jobs.c.source_id)
+        sa.select(
+            jobs.c.id,
+            jobs.c.status,
+            jobs.c.paused,
+            jobs.c.cancelling,
+            jobs.c.source_id,
+            jobs.c.priority,
+            jobs.c.total,
+        )
         .where(jobs.c.id == job_id)
         .with_for_update()
     )
@@ -186,13 +266,20 @@ def any_of_job(job_id: int, states: Sequence[TaskState]) -> sa.Select[Any]:
 
 
 def jobs_cancelling() -> sa.Select[Any]:
-    return sa.select(jobs.c.id).where(jobs.c.cancelling)
+    found = sa.select(jobs.c.id).with_hint(jobs, "FORCE INDEX (job_cancelling)", "mysql")
+    return found.where(jobs.c.cancelling)
 
 
 def jobs_with_stray_tasks() -> sa.Select[Any]:
     """Paused jobs that still have tasks in queues."""
-    stray = sa.exists().where(tasks.c.job_id == jobs.c.id, tasks.c.state.in_(values_of(SENT)))
-    return sa.select(jobs.c.id).where(jobs.c.paused, stray)
+    # Of both states at once MariaDB would read all tasks of the job.
+    strays = (_has_task_in(state) for state in values_of(SENT))
+    return sa.select(jobs.c.id).where(jobs.c.status == JobStatus.PAUSED, sa.or_(*strays))
+
+
+def _has_task_in(state: str) -> sa.ColumnElement[bool]:
+    task = sa.select(tasks.c.id).with_hint(tasks, "FORCE INDEX (task_job)", "mysql")
+    return task.where(tasks.c.job_id == jobs.c.id, tasks.c.state == state).exists()
 
 
 def keys_with_stray_tasks() -> sa.Select[Any]:

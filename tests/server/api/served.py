@@ -10,6 +10,7 @@ import httpx
 
 from dane_core.exchange.memory import MemoryExchange
 from dane_server.api import create_api
+from dane_server.runner.backlog import MostOpen
 from dane_server.runner.pace import Pace
 from dane_server.runner.runner import Runner
 from dane_server.runner.submit import Folders
@@ -33,7 +34,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(folder: Path, **sections: Any) -> AsyncIterator[Served]:
-    exchange = MemoryExchange()
+    exchange, settings = MemoryExchange(), ServerSettings(**sections)
     async with open_store(f"sqlite+aiosqlite:///{folder}/dane.sqlite") as store:
         async with store.engine.begin() as connection:
             await connection.run_sync(metadata.create_all)
@@ -42,9 +43,12 @@ async def serving(folder: Path, **sections: Any) -> AsyncIterator[Served]:
             access=access,
             exchange=exchange,
             folders=Folders(temp=folder / "TEMP", out=folder / "OUT"),
-            pace=Pace(),
+            pace=Pace(
+                most_open=MostOpen(
+                    of_all=settings.LIMITS.OPEN_TASKS, of_owner=settings.LIMITS.OPEN_TASKS_PER_OWNER
+                )
+            ),
         )
-        settings = ServerSettings(**sections)
         api = create_api(runner=runner, reader=access.reader, settings=settings, exchange=exchange)
         transport = httpx.ASGITransport(api)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5500") as http:
