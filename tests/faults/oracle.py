@@ -8,7 +8,8 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from functools import cached_property
+from typing import Final, TypeVar, cast
 
 from tests.faults.history import Acted, Began, Ended, Event, Misbehaved, Seen, Sent
 
@@ -127,9 +128,9 @@ class Footprint:
     to_store: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All that is known at the end of a test."""
+    """All that is known at the end of a test, by the hundred thousand at times."""
 
     events: Sequence[Event] = ()
     jobs: Sequence[JobRow] = ()
@@ -151,15 +152,26 @@ class Evidence:
     #: What the row expects in tracebacks.
     expected: Collection[str] = ()
 
-    def of(self, kind: type[E]) -> list[E]:
-        return [event for event in self.events if isinstance(event, kind)]
+    def of(self, kind: type[E], task: tuple[int, int] | None = None) -> Sequence[E]:
+        """Events of one kind; those of one attempt, given as (task id, number), alone."""
+        return cast("Sequence[E]", self._events.get((kind, task), ()))
 
-    @property
+    @cached_property
+    def _events(self) -> Mapping[tuple[type[Event], tuple[int, int] | None], Sequence[Event]]:
+        found: defaultdict[tuple[type[Event], tuple[int, int] | None], list[Event]]
+        found = defaultdict(list)
+        for event in self.events:
+            found[type(event), None].append(event)
+            if not isinstance(event, Sent | Acted):
+                found[type(event), (event.task_id, event.attempt)].append(event)
+        return found
+
+    @cached_property
     def touched(self) -> set[int]:
         """Jobs that a person has acted on."""
         return {act.job_id for act in self.of(Acted)}
 
-    @property
+    @cached_property
     def deleted(self) -> set[int]:
         return {act.job_id for act in self.of(Acted) if act.act == "delete"}
 
@@ -228,17 +240,16 @@ def _had_to(task: TaskRow, evidence: Evidence) -> bool:
         accused = task.message.partition(_ACCUSED)[2].split(", ")
         return all(any(f"-{pid}-" in name for pid in evidence.harmed) for name in accused)
     this = (task.id, task.attempt)
-    if any((bad.task_id, bad.attempt) == this for bad in evidence.of(Misbehaved)):
+    if evidence.of(Misbehaved, this):
         return task.outcome == 500
-    ends = [end for end in evidence.of(Ended) if (end.task_id, end.attempt) == this]
-    return any(end.outcome == task.outcome for end in ends)
+    return any(end.outcome == task.outcome for end in evidence.of(Ended, this))
 
 
 def _ran_too_long(task: TaskRow, evidence: Evidence) -> bool:
     """Whether an attempt has run for its timeout before it was seen to have failed."""
     this = (task.id, task.attempt)
-    begun = [one.at for one in evidence.of(Began) if (one.task_id, one.attempt) == this]
-    seen = [one.at for one in evidence.of(Seen) if (one.task_id, one.attempt) == this]
+    begun = [one.at for one in evidence.of(Began, this)]
+    seen = [one.at for one in evidence.of(Seen, this)]
     if task.timeout is None or not begun or not seen:
         return False
     return min(seen) - min(begun) >= _OF_TIMEOUT * task.timeout
