@@ -49,6 +49,7 @@ class Database:
         self._log = self._folder / "mariadb.log"
         self._port = free_port()
         self._process: Guarded | None = None
+        self._scratch.mkdir()
         password = secrets.token_hex(16)
         self.url = f"mysql+asyncmy://dane:{password}@127.0.0.1:{self._port}/"
         try:
@@ -109,6 +110,7 @@ class Database:
         with self._log.open("ab") as output:
             done = subprocess.run(
                 [*command, *_as_root()],
+                env={**os.environ, "TMPDIR": str(self._scratch)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -122,11 +124,17 @@ class Database:
         return self._folder / "data"
 
     @property
+    def _scratch(self) -> Path:
+        return self._folder / "tmp"
+
+    @property
     def _options(self) -> list[str]:
         return [
             "--no-defaults",
             *_as_root(),
             f"--datadir={self._data}",
+            # One that starts removes the temporary tables it finds there, be they another's.
+            f"--tmpdir={self._scratch}",
             f"--socket={self._folder / 'socket'}",
             f"--pid-file={self._folder / 'pid'}",
             f"--init-file={self._folder / 'init.sql'}",
