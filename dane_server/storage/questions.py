@@ -11,10 +11,12 @@ from dane_core.states import FACES, JobStatus, TaskState
 from dane_server.storage.functions import json_text, later, now
 from dane_server.storage.statements.keys import keys_in
 from dane_server.storage.tables import (
+    NAMELESS,
     answers,
     attempts,
     edges,
     jobs,
+    owners,
     rejected,
     releasing,
     task_keys,
@@ -34,9 +36,13 @@ NOT_DONE: Final = tuple(
     state for state in TaskState if state not in (TaskState.SUCCEEDED, TaskState.SKIPPED)
 )
 
+_OWNER_NAME: Final = (
+    sa.select(owners.c.name).where(owners.c.id == jobs.c.owner_id).scalar_subquery()
+)
 _SHOWN: Final = (
     *(column for column in jobs.c if column.name != "tree"),
     now().label("now"),
+    _OWNER_NAME.label("owner"),
 )
 _OPEN: Final = (
     TaskState.READY,
@@ -82,6 +88,8 @@ def _conditions(query: JobQuery) -> list[sa.ColumnElement[bool]]:
         conditions.append(jobs.c.status.in_(sorted(query.statuses)))
     if query.source_id is not None:
         conditions.append(jobs.c.source_id == query.source_id)
+    if query.owner is not None:
+        conditions.append(jobs.c.owner_id == _owner_named(query.owner))
     if query.since is not None:
         conditions.append(jobs.c.created_at >= query.since.astimezone(UTC).replace(tzinfo=None))
     if query.until is not None:
@@ -90,6 +98,12 @@ def _conditions(query: JobQuery) -> list[sa.ColumnElement[bool]]:
         conditions.append(_some_task(query.state, query.task_key))
     conditions += [_member_is(name, value) for name, value in sorted(query.metadata.items())]
     return conditions
+
+
+def _owner_named(name: str) -> Any:
+    if not name:
+        return NAMELESS
+    return sa.select(owners.c.id).where(owners.c.name == name).scalar_subquery()
 
 
 def _some_task(number: int | None, key: str | None) -> sa.ColumnElement[bool]:
@@ -178,13 +192,15 @@ def tasks_of_job(job_id: int) -> sa.Select[Any]:
     return _real().where(tasks.c.job_id == job_id).order_by(tasks.c.id)
 
 
-def some_tasks_of_job(job_id: int, after_seq: int, up_to_seq: int) -> sa.Select[Any]:
+def some_tasks_of_job(
+    job_id: int, after_seq: int, up_to_seq: int, key: str | None = None
+) -> sa.Select[Any]:
     """The tasks with a place behind the one and up to the other, in any order.
 
     A seek for each state: an index of places alone would cost each submission another entry
     for each task.
     """
-    return (
+    some = (
         _real()
         .with_hint(tasks, "FORCE INDEX (task_job)", "mysql")
         .where(
@@ -194,6 +210,7 @@ def some_tasks_of_job(job_id: int, after_seq: int, up_to_seq: int) -> sa.Select[
             tasks.c.seq <= up_to_seq,
         )
     )
+    return some if key is None else some.where(tasks.c.task_key == key)
 
 
 def next_in_state(job_id: int, state: TaskState, after_seq: int, limit: int) -> sa.Select[Any]:

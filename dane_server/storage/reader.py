@@ -17,6 +17,7 @@ from dane_core.states import FACES, JobStatus, TaskState
 from dane_server.storage import questions as ask
 from dane_server.storage.chunk import chunks
 from dane_server.storage.engine import Store
+from dane_server.storage.quotas import limits_of, standing_of
 from dane_server.storage.statements.act import CUT
 from dane_server.storage.view import (
     Claim,
@@ -146,8 +147,8 @@ class Reader:
             place, page = after_seq, list[Task]()
             while place < last and len(page) < limit:
                 step = limit if key is None else _PLACES
-                some = await _some_tasks(connection, job_id, place, place + step)
-                page += [task for task in some if _is_meant(task, state, key)]
+                some = await _some_tasks(connection, job_id, place, place + step, key)
+                page += [task for task in some if state in (None, task.state)]
                 place += step
             return page[:limit]
 
@@ -204,6 +205,7 @@ class Reader:
                 ahead=(await connection.scalars(ask.ahead_of(task_id, task.key))).one(),
                 now=_utc((await connection.scalars(ask.the_time())).one()),
                 leased=bool((await connection.scalars(ask.is_leased(task_id))).one_or_none()),
+                standing=await standing_of(connection, task),
             )
 
         return await self._store.read(unit)
@@ -394,6 +396,7 @@ def _job_of(row: sa.Row[Any], state: int, grace: timedelta) -> Job:
         finished_at=_maybe_utc(row.finished_at),
         cancel=_cancel(row.cut_at, row.now, grace),
         cancelling=row.cancelling,
+        owner=row.owner or "",
     )
 
 
@@ -401,14 +404,14 @@ def _job_of(row: sa.Row[Any], state: int, grace: timedelta) -> Job:
 
 
 async def _some_tasks(
-    connection: AsyncConnection, job_id: JobId, after_seq: int, up_to_seq: int
+    connection: AsyncConnection,
+    job_id: JobId,
+    after_seq: int,
+    up_to_seq: int,
+    key: str | None = None,
 ) -> list[Task]:
-    rows = await connection.execute(ask.some_tasks_of_job(job_id, after_seq, up_to_seq))
+    rows = await connection.execute(ask.some_tasks_of_job(job_id, after_seq, up_to_seq, key))
     return sorted((_task(row) for row in rows), key=lambda task: task.seq)
-
-
-def _is_meant(task: Task, state: TaskState | None, key: str | None) -> bool:
-    return state in (None, task.state) and key in (None, task.key)
 
 
 async def _one_task(connection: AsyncConnection, task_id: TaskId) -> Task:
@@ -612,6 +615,7 @@ async def _key_states(connection: AsyncConnection, keys: Sequence[str]) -> list[
             running=counts[key].get(TaskState.RUNNING, 0),
             oldest_wait=_age(time, oldest.get(key)),
             rate=rates.get(key, 0.0),
+            limits=limits_of(known.get(key)),
         )
         for key in keys
     ]
