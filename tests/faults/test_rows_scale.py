@@ -35,16 +35,16 @@ JOBS: Final = 10_000
 #: Seconds after which it hangs, on a machine that has much else to do; half of it is usual.
 LONG: Final = 400.0
 #: What a server may hold in memory, whatever is asked of it, in bytes.
-MEMORY: Final = 1_000 * 2**20
+MEMORY: Final = 300 * 2**20
+#: Seconds that its event loop may stand still on a machine that has much else to do: most of it
+#: is waiting for a processor then. `test_api_large` measures what the server itself takes.
+STALL: Final = 1.0
 
 
 class Strain:
-    """What a server's own numbers say under load: its memory, and how late its event loop was.
+    """What a server's own numbers say under load: its memory, and how late its event loop was."""
 
-    It looks at its loop every 0.5 s, so a stall between two looks goes unseen.
-    """
-
-    TARGET: Final = 0.1  # seconds; to be met in the issue on performance
+    TARGET: Final = 0.1  # seconds, on a machine of its own
 
     def __init__(self, server: Process) -> None:
         self._server = server
@@ -66,9 +66,14 @@ class Strain:
                 self._late += [
                     float(line.split()[-1])
                     for line in page.splitlines()
-                    if line.startswith("dane_event_loop_lag_seconds ")
+                    if line.startswith("dane_event_loop_stall_seconds ")
                 ]
                 await asyncio.sleep(0.4)
+
+    @property
+    def stall(self) -> float:
+        """The longest that its event loop stood still, in seconds."""
+        return max(self._late)
 
     @property
     def memory(self) -> int:
@@ -82,8 +87,8 @@ class Strain:
         longer = sum(one > self.TARGET for one in late)
         return (
             f"at most {self.memory / 2**20:.0f} MiB; event loop late by {late[-1] * 1000:.0f} ms "
-            f"at most, by more than {self.TARGET * 1000:.0f} ms at {longer} of {len(late)} looks "
-            f"(median {late[len(late) // 2] * 1000:.0f} ms)"
+            f"at most, by more than {self.TARGET * 1000:.0f} ms in {longer} of {len(late)} spans "
+            f"of half a second (median {late[len(late) // 2] * 1000:.0f} ms)"
         )
 
 
@@ -91,7 +96,7 @@ class Strain:
 async def test_a_job_of_100_000_tasks_is_done(rig: Rig) -> None:
     """One job of 100,000 tasks.
 
-    It is done, and the server's memory stays bounded.
+    It is done; the server's memory stays bounded, and its event loop goes on.
     """
     rig.looks_every = 30.0
     server = await rig.server()
@@ -103,7 +108,8 @@ async def test_a_job_of_100_000_tasks_is_done(rig: Rig) -> None:
         rig.healed()
         took = await rig.recovered(LONG, job_id)
 
-    assert strain.memory < MEMORY
+    assert strain.memory < MEMORY, strain
+    assert strain.stall < STALL, strain
     rig.outcome = f"{TASKS:,} tasks, {TASKS / took:.0f} a second; {strain}"
 
 
@@ -123,7 +129,8 @@ async def test_10_000_jobs_at_once_are_done(rig: Rig) -> None:
         took = await rig.recovered(LONG)
 
     assert len(set(ids)) == JOBS
-    assert strain.memory < MEMORY
+    assert strain.memory < MEMORY, strain
+    assert strain.stall < STALL, strain
     rig.outcome = f"{JOBS:,} jobs in {took:.0f} s; {strain}"
 
 
