@@ -5,7 +5,8 @@ is passed over as soon as that is known: a hundred thousand ready tasks cost wha
 """
 
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -31,16 +32,16 @@ class Candidates:
 
     def __init__(self, passing: Container[int]) -> None:
         self._passing = passing
-        self._found: dict[_Line, dict[int, float]] = {}
+        self._now: Any = None  # the database's
+        self._found: defaultdict[_Line, dict[int, datetime]] = defaultdict(dict)
 
-    def add(self, rows: Sequence[sa.Row[Any]]) -> None:
-        for row in rows:
-            if row.stopped or row.due_at is None or row.id in self._passing:
+    def add(self, rows: Iterable[Any]) -> None:
+        for rank, owner, job, task_id, due_at, now, stopped in rows:
+            if stopped or due_at is None or task_id in self._passing:
                 continue
-            if row.due_at <= row.now:
-                line = (row.rank, row.owner_id, row.job_id)
-                waited = (row.now - row.due_at).total_seconds()
-                self._found.setdefault(line, {})[row.id] = waited
+            if due_at <= now:
+                self._now = now
+                self._found[rank, owner, job][task_id] = due_at
 
     def of_job(self, line: _Line) -> int:
         return len(self._found.get(line, ()))
@@ -54,7 +55,7 @@ class Candidates:
     def groups(self) -> list[Group]:
         """As the decision needs them; `take` knows them in the same order."""
         return [
-            Group(rank=rank, owner=owner, job=job, ready=len(found), waited=found[min(found)])
+            Group(rank=rank, owner=owner, job=job, ready=len(found), waited=self._waited(found))
             for (rank, owner, job), found in self._found.items()
         ]
 
@@ -66,6 +67,9 @@ class Candidates:
             for turn, task_id in enumerate(sorted(found)[:share])
         ]
         return [task_id for _, _, task_id in sorted(turns)]
+
+    def _waited(self, found: Mapping[int, datetime]) -> float:
+        return float((self._now - found[min(found)]).total_seconds())
 
 
 class Search:

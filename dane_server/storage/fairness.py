@@ -48,10 +48,11 @@ class Past:
         """When the next turn of one in a queue is; the least comes first."""
         return max(self._ends.get((queue, one), 0.0), self._clocks.get(queue, 0.0))
 
-    def serve(self, queue: int | None, one: int, weight: int = 1) -> None:
+    def serve(self, queue: int | None, one: int, weight: int = 1, *, times: int = 1) -> None:
         """Give one its turn; the next comes the sooner, the more it weighs."""
-        turn = self._clocks[queue] = self.turn(queue, one)
-        self._ends[queue, one] = turn + 1 / weight
+        end = self.turn(queue, one) + times / weight
+        self._clocks[queue] = end - 1 / weight
+        self._ends[queue, one] = end
         if len(self._ends) + len(self._clocks) > _REMEMBERED:
             self._clocks.clear()
             self._ends.clear()
@@ -73,11 +74,23 @@ def share_out(
     jobs of a rank with nothing in flight have waited, one task of each counts as one rank more
     urgent.
     """
-    filling = _Filling(groups, in_flight, past or Past())
+    past = past or Past()
+    if len(groups) == 1:
+        return [_all_for_one(groups[0], in_flight, places, past)]
+    filling = _Filling(groups, in_flight, past)
     levels = _levels(groups, in_flight, ageing)
     for level in sorted(levels):
         places -= filling.fill(levels[level], places)
     return filling.taken
+
+
+def _all_for_one(group: Group, in_flight: InFlight, places: int, past: Past) -> int:
+    """Without a rival there is nothing to weigh, however many places there are."""
+    taken = max(min(group.ready, places), 0)
+    if taken:
+        past.serve(_OWNERS, group.owner, in_flight.weights.get(group.owner, 1), times=taken)
+        past.serve(group.owner, group.job, times=taken)
+    return taken
 
 
 def _levels(
