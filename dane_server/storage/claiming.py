@@ -22,6 +22,7 @@ from dane_core.job import JobId, TaskId
 from dane_core.routing import MAX_PRIORITY
 from dane_core.states import SENT
 from dane_server.storage.candidates import Search
+from dane_server.storage.chunk import ROWS
 from dane_server.storage.fairness import InFlight, share_out
 from dane_server.storage.rate import Rate
 from dane_server.storage.statements import dispatch as sql
@@ -195,42 +196,46 @@ def _claim(row: sa.Row[Any]) -> Claim:
 
 async def claim_along(
     connection: AsyncConnection,
-    ready: Sequence[int],
+    free: Sequence[sa.Row[Any]],
     window: int,
     lease: timedelta,
 ) -> list[Claim]:
-    """Claim tasks that this transaction has made ready, as far as there is room for them.
+    """Claim locked tasks that this transaction lets go, as far as there is room for them.
 
-    Not those of a key that has others ready too: whose turn it is, is found out with them.
+    Not those of a key that has others ready: whose turn it is, is found out with them.
     """
-    if not ready:
-        return []
     by_key: dict[str, list[Claim]] = {}
-    for row in await connection.execute(sql.claimable(ready)):
-        by_key.setdefault(row.task_key, []).append(_claim(row))
-    held = await _held(connection, sorted(by_key)) if by_key else {}
+    if len(free) <= ROWS:
+        for task in sorted(free, key=lambda task: (task.rank, task.id)):
+            if not task.stopped:
+                by_key.setdefault(task.task_key, []).append(_claim(task))
+    if not by_key:
+        return []
+    held = await _held(connection, sorted(by_key))
     claims: list[Claim] = []
     for key, row in held.items():
-        room = await _room_alone(connection, row, len(by_key[key]), window)
-        claims += by_key[key][: max(room, 0)]
-    await _take(connection, claims, lease)
+        claims += by_key[key][: max(await _room_alone(connection, row, window), 0)]
+    if ids := sorted(claim.task_id for claim in claims):
+        await connection.execute(
+            sql.claim_free(), {"ids": ids, "lease_seconds": lease.total_seconds()}
+        )
     await _spend(connection, held, claims, lambda _: None)
     return claims
 
 
-async def _room_alone(connection: AsyncConnection, key: sa.Row[Any], own: int, window: int) -> int:
-    """How many of its `own` ready tasks a transaction may claim: none if there are others."""
-    counted = sql.standing_of_key(key.task_key, window, key.concurrency or 0, own + 1)
-    standing = (await connection.execute(counted)).one()
-    return _room(key, standing, window) if standing.ready <= own else 0
+async def _room_alone(connection: AsyncConnection, key: sa.Row[Any], window: int) -> int:
+    """How many tasks that are not ready yet may be claimed: none if there are others."""
+    limits = {"key": key.task_key, "window": window, "running": key.concurrency or 0}
+    standing = (await connection.execute(sql.standing_of_key(), limits)).one()
+    return 0 if standing.ready else _room(key, standing, window)
 
 
 async def _held(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, sa.Row[Any]]:
     """Hold the windows of some keys, given in order; returns those that are not paused."""
-    rows = (await connection.execute(sql.hold_keys(keys))).all()
+    rows = (await connection.execute(sql.hold_keys(), {"keys": keys})).all()
     if missing := sorted(set(keys).difference(row.task_key for row in rows)):
         await connection.execute(sql.add_keys(), [{"task_key": key} for key in missing])
-        rows = (await connection.execute(sql.hold_keys(keys))).all()
+        rows = (await connection.execute(sql.hold_keys(), {"keys": keys})).all()
     return {row.task_key: row for row in rows if not row.paused}
 
 

@@ -84,9 +84,9 @@ async def _free(connection: AsyncConnection, ids: Sequence[int]) -> None:
             free += await connection.execute(sql.blocked_by_nothing(some))
         joins = [row.id for row in free if row.task_key is None]
         for some in chunks(joins):
-            await connection.execute(release.pass_joins(some))
+            await connection.execute(release.pass_joins(), {"ids": some})
         for some in chunks(row.id for row in free if row.task_key is not None):
-            await connection.execute(release.make_ready(some))
+            await connection.execute(release.make_ready(), {"ids": some})
 
 
 async def _wait_rightly(connection: AsyncConnection, ids: Sequence[int]) -> None:

@@ -1,7 +1,7 @@
 """Writes down how attempts ended and lets go what waited for them, inside a transaction."""
 
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from dane_core.states import IN_FLIGHT, TaskState, outcome_number, outcome_state
 from dane_server.storage.chunk import ROWS, chunks, fitting
 from dane_server.storage.claiming import claim_along
 from dane_server.storage.rejecting import count_rejections
-from dane_server.storage.release import release
+from dane_server.storage.release import make_ready, release
 from dane_server.storage.statements import dispatch
 from dane_server.storage.statements import recording as sql
 from dane_server.storage.statements.lease import NO_STARTS, NOT_LEASED
@@ -31,30 +31,28 @@ async def record(
     rows = {
         row.id: row
         for some in chunks(sorted({a.ticket.task_id for a in answers}), ROWS)
-        for row in await connection.execute(sql.answered(some))
+        for row in await connection.execute(sql.answered(), {"ids": some})
     }
-    living = {
-        job.id: job.started_at
-        for job in await connection.execute(sql.living_jobs({row.job_id for row in rows.values()}))
-    }
-    valid, late = _sorted_out(answers, rows, living)
+    valid, late = _sorted_out(answers, rows)
     tally = Tally()
-    ready = await settle(connection, list(valid.values()), tally) if valid else []
+    free = await _end(connection, list(valid.values()), tally) if valid else []
     # Whoever sent them may have died before it could write down that it did.
-    jobs = {one.row.job_id for one in valid.values() if not living[one.row.job_id]}
+    jobs = {one.row.job_id for one in valid.values() if not one.row.job_started_at}
     if jobs:
         await connection.execute(dispatch.start_jobs(sorted(jobs)))
     await tally.write(connection)  # jobs are locked before keys: see `claiming`
-    claims = await claim_along(connection, ready[:ROWS], window, lease)
+    claims = await claim_along(connection, free, window, lease)
+    claimed = {claim.task_id for claim in claims}
+    await make_ready(connection, [task for task in free if task.id not in claimed])
     rejections = [_rejection(answer, reason) for answer, reason in late]
-    known = {row.id: row.attempt for row in rows.values() if row.job_id in living}
+    known = {row.id: row.attempt for row in rows.values() if row.is_living}
     await count_rejections(connection, rejections, known)
     return Recorded(
         settled={TaskId(task_id): one.state for task_id, one in valid.items()},
         late=[answer for answer, _ in late],
         reasons=Counter(reason for _, reason in late),
         twice=_done_twice(late, rows, valid),
-        ready=[TaskId(task_id) for task_id in ready],
+        ready=[TaskId(task.id) for task in free],
         claims=claims,
         walks=tally.walks > 0,
     )
@@ -97,14 +95,14 @@ class Ending:
 
 
 def _sorted_out(
-    answers: Sequence[Answer], rows: Mapping[int, sa.Row[Any]], living: Container[int]
+    answers: Sequence[Answer], rows: Mapping[int, sa.Row[Any]]
 ) -> tuple[dict[int, Ending], list[tuple[Answer, Rejected]]]:
     """The answers that count, by task; and the others, each with why it does not."""
     valid: dict[int, Ending] = {}
     late: list[tuple[Answer, Rejected]] = []
     for answer in answers:
         row = rows.get(answer.ticket.task_id)
-        if row is None or row.job_id not in living:
+        if row is None or not row.is_living:
             late.append((answer, Rejected.GONE))
         elif row.attempt != answer.ticket.attempt:
             late.append((answer, Rejected.STALE))
@@ -145,11 +143,20 @@ def found_out(row: sa.Row[Any], number: int, message: str) -> Ending:
 
 async def settle(connection: AsyncConnection, settled: Sequence[Ending], tally: Tally) -> list[int]:
     """Write down how attempts of locked tasks ended; returns the ids of what became ready."""
+    free = await _end(connection, settled, tally)
+    await make_ready(connection, free)
+    return [task.id for task in free]
+
+
+async def _end(
+    connection: AsyncConnection, settled: Sequence[Ending], tally: Tally
+) -> list[sa.Row[Any]]:
+    """Write down how attempts ended; returns the tasks that are free to go (see `release`)."""
     await _settle_tasks(connection, settled, tally)
     await connection.execute(sql.add_attempts(), [_attempt_row(one) for one in settled])
     await _settle_answers(connection, settled)
     leaving = [one.row for one in settled if one.lets_go and one.row.fanout]
-    return await release(connection, leaving, tally)
+    return await release(connection, leaving, tally) if leaving else []
 
 
 async def _settle_tasks(
@@ -165,8 +172,18 @@ async def _settle_tasks(
             allow_failure=one.row.allow_failure,
         )
     for kind, some in sorted(alike.items()):
-        ids = [one.row.id for one in some]
-        await connection.execute(sql.settle(ids, kind.state, _values(kind, some)))
+        await _settle_alike(connection, kind, some)
+
+
+async def _settle_alike(connection: AsyncConnection, kind: "_Kind", some: Sequence[Ending]) -> None:
+    ids = [one.row.id for one in some]
+    values = _values(kind, some)
+    if any(isinstance(value, sa.ClauseElement) for value in values.values()):
+        await connection.execute(sql.settle(ids, kind.state, values))
+    else:  # as it mostly is
+        values["state"] = kind.state
+        same = sql.settle_alike(frozenset(values))
+        await connection.execute(same, {"ids": ids, **sql.new(values)})
 
 
 class _Kind(NamedTuple):

@@ -29,13 +29,15 @@ _STEP: Final = 1000
 
 async def release(
     connection: AsyncConnection, done: Sequence[sa.Row[Any]], tally: Tally
-) -> list[int]:
-    """Let go what waited for some nodes; returns the ids of the tasks that became ready.
+) -> list[sa.Row[Any]]:
+    """Let go what waited for some nodes; returns the tasks that are free now.
 
-    Of each node `released` says whether it had let its successors go before. Those with too
-    many of them are left to walks (`go_on`).
+    They are counted as ready, and it is the caller's to make them so (`make_ready`), or to go
+    further with them at once: until then they stand as before. Of each node `released` says
+    whether it had let its successors go before. Those with too many of them are left to walks
+    (`go_on`).
     """
-    ready: list[int] = []
+    free: list[sa.Row[Any]] = []
     room = _AT_ONCE
     while done:
         some, others = _within(done, room)
@@ -43,8 +45,14 @@ async def release(
         await _begin_walks(connection, others, tally)
         waiting = await _waiting_for(connection, some)
         freed, done = await _let_go(connection, waiting, tally)
-        ready += freed
-    return ready
+        free += freed
+    return free
+
+
+async def make_ready(connection: AsyncConnection, free: Sequence[sa.Row[Any]]) -> None:
+    """Let tasks that are free be sent, when it is their turn."""
+    for some in chunks(task.id for task in free):
+        await connection.execute(sql.make_ready(), {"ids": some})
 
 
 def _within(done: Sequence[sa.Row[Any]], room: int) -> tuple[list[sa.Row[Any]], list[sa.Row[Any]]]:
@@ -89,8 +97,10 @@ async def go_on(connection: AsyncConnection, src: int) -> bool:
         if walk.again:
             await connection.execute(sql.close_edges_up_to(src, some[-1]))
         await connection.execute(sql.released_up_to(src, some[-1]))
-        _, joins = await _let_go(connection, Counter(some), tally)
-        await release(connection, joins, tally)
+        waiting = (await connection.execute(sql.nodes(), {"ids": some})).all()
+        free, joins = await _let_go(connection, waiting, tally)
+        free += await release(connection, joins, tally)
+        await make_ready(connection, free)
     if len(some) < _STEP:
         await connection.execute(sql.end_releases([src]))
         tally.let_go(walk.job_id, -1)
@@ -103,44 +113,47 @@ async def _is_living(connection: AsyncConnection, job_id: int) -> bool:
 
 
 async def _let_go(
-    connection: AsyncConnection, waiting: Counter[int], tally: Tally
-) -> tuple[list[int], list[sa.Row[Any]]]:
-    """Take these numbers of predecessors off nodes; the tasks and the joins that are free now."""
-    free = await _no_longer_waiting(connection, waiting)
+    connection: AsyncConnection, waiting: Iterable[sa.Row[Any]], tally: Tally
+) -> tuple[list[sa.Row[Any]], list[sa.Row[Any]]]:
+    """Take predecessors that are done off nodes; the tasks and the joins that are free now.
+
+    Of each locked node `number` says how many; the same one may come twice.
+    """
+    done: Counter[int] = Counter()
+    nodes: dict[int, sa.Row[Any]] = {}
+    for node in waiting:
+        done[node.id] += node.number
+        nodes[node.id] = node
+    free = [node for node in nodes.values() if _is_free(node, done[node.id])]
+    held_up = done - Counter({node.id: done[node.id] for node in free})
+    for number, alike in _by_number(held_up):
+        for ids in chunks(alike):
+            await connection.execute(sql.wait_for_fewer(), {"ids": ids, "number": number})
     joins = [node for node in free if node.task_key is None]
     freed = [node for node in free if node.task_key is not None]
-    for some in chunks(node.id for node in joins):
-        await connection.execute(sql.pass_joins(some))
-    for some in chunks(node.id for node in freed):
-        await connection.execute(sql.make_ready(some))
+    for ids in chunks(node.id for node in joins):
+        await connection.execute(sql.pass_joins(), {"ids": ids})
     for node in freed:
         tally.move(node.job_id, TaskState(node.state), TaskState.READY)
-    return [node.id for node in freed], joins
+    return freed, joins
 
 
-async def _waiting_for(connection: AsyncConnection, done: Sequence[sa.Row[Any]]) -> Counter[int]:
-    waiting: Counter[int] = Counter()
+def _is_free(node: sa.Row[Any], done: int) -> bool:
+    """Whether a node waits for nothing else, and has not gone ahead yet."""
+    return node.pending == done and node.state in (TaskState.BLOCKED, TaskState.HELD)
+
+
+async def _waiting_for(
+    connection: AsyncConnection, done: Sequence[sa.Row[Any]]
+) -> list[sa.Row[Any]]:
+    waiting: list[sa.Row[Any]] = []
     for some in chunks(node.id for node in done if not node.released):
-        waiting.update(_by_node(await connection.execute(sql.successors(some))))
+        waiting += await connection.execute(sql.successors(), {"ids": some})
     for some in chunks(node.id for node in done if node.released):
-        reopened = _by_node(await connection.execute(sql.reopened_successors(some)))
-        if reopened:
-            waiting.update(reopened)
+        if reopened := (await connection.execute(sql.reopened_successors(), {"ids": some})).all():
+            waiting += reopened
             await connection.execute(sql.close_edges(some))
     return waiting
-
-
-async def _no_longer_waiting(
-    connection: AsyncConnection, waiting: Counter[int]
-) -> list[sa.Row[Any]]:
-    """Take the finished predecessors off; those at 0 are free."""
-    free: list[sa.Row[Any]] = []
-    for number, nodes in _by_number(waiting):
-        for some in chunks(nodes):
-            await connection.execute(sql.wait_for_more(some, -number))
-    for some in chunks(sorted(waiting)):
-        free += await connection.execute(sql.free_nodes(some))
-    return free
 
 
 def _by_number(waiting: Counter[int]) -> list[tuple[int, list[int]]]:
@@ -148,10 +161,6 @@ def _by_number(waiting: Counter[int]) -> list[tuple[int, list[int]]]:
     for node, number in sorted(waiting.items()):
         alike[number].append(node)
     return sorted(alike.items(), key=lambda item: item[1])
-
-
-def _by_node(rows: Iterable[Any]) -> dict[int, int]:
-    return {row[0]: row[1] for row in rows}
 
 
 async def stop_walks(connection: AsyncConnection, nodes: Sequence[int], tally: Tally) -> None:

@@ -59,4 +59,7 @@ class Tally:
             if change:
                 alike[change].append(job_id)
         for change, job_ids in sorted(alike.items(), key=lambda item: item[1]):
-            await connection.execute(sql.shift_counts(job_ids, dict(change)))
+            by = dict(change)
+            await connection.execute(
+                sql.shift_counts(frozenset(by)), {"ids": job_ids, **sql.new(by)}
+            )

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -32,7 +33,8 @@ def keys_ready() -> sa.Select[Any]:
     return sa.select(ready.c.task_key).where(ready.c.task_key.not_in(paused_keys()))
 
 
-def hold_keys(keys: Sequence[str]) -> sa.Select[Any]:
+@cache
+def hold_keys() -> sa.Select[Any]:
     """Hold the windows of some keys: until the end of this transaction nobody else claims there.
 
     Always in this order. What this waits for holds windows, and waits for no task and no job.
@@ -47,7 +49,7 @@ def hold_keys(keys: Sequence[str]) -> sa.Select[Any]:
             task_keys.c.next_at,
             now().label("now"),
         )
-        .where(task_keys.c.task_key.in_(keys))
+        .where(task_keys.c.task_key.in_(sa.bindparam("keys", expanding=True)))
         .order_by(task_keys.c.task_key)
         .with_for_update()
     )
@@ -78,23 +80,29 @@ def in_flight(key: str) -> sa.Select[Any]:
     )
 
 
-def standing_of_key(key: str, window: int, running: int, ready: int) -> sa.Select[int, int, int]:
-    """How many tasks of a key are sent, running and ready, each counted up to a limit."""
+@cache
+def standing_of_key() -> sa.Select[int, int, bool]:
+    """How many tasks of a `key` are sent and running, counted up to `window` and `running`.
 
-    def counted(states: Iterable[TaskState], at_most: int) -> sa.ScalarSelect[int]:
-        some = (
+    And whether any is ready.
+    """
+
+    def some(states: Iterable[TaskState]) -> sa.Select[int]:
+        of_key = tasks.c.task_key == sa.bindparam("key", type_=sa.String)
+        return (
             sa.select(tasks.c.id)
             .with_hint(tasks, _BY_KEY, "mysql")
-            .where(tasks.c.state.in_(values_of(states)), tasks.c.task_key == key)
-            .limit(at_most)
-            .subquery()
+            .where(tasks.c.state.in_(values_of(states)), of_key)
         )
-        return sa.select(sa.func.count()).select_from(some).scalar_subquery()
+
+    def counted(states: Iterable[TaskState], at_most: str) -> sa.ScalarSelect[int]:
+        up_to = some(states).limit(sa.bindparam(at_most, type_=sa.Integer)).subquery()
+        return sa.select(sa.func.count()).select_from(up_to).scalar_subquery()
 
     return sa.select(
-        counted(SENT, window).label("sent"),
-        counted([TaskState.RUNNING], running).label("running"),
-        counted([TaskState.READY], ready).label("ready"),
+        counted(SENT, "window").label("sent"),
+        counted([TaskState.RUNNING], "running").label("running"),
+        some([TaskState.READY]).exists().label("ready"),
     )
 
 
@@ -208,17 +216,22 @@ def sendable(ids: Sequence[int]) -> sa.Select[Any]:
     )
 
 
-def claimable(ids: Sequence[int]) -> sa.Select[Any]:
-    """Those of some tasks, just made ready, that may be sent at once."""
+@cache
+def claim_free() -> sa.Update:
+    """Take locked tasks that wait for nothing any more, without making them ready first."""
     return (
-        sa.select(*CLAIMED)
+        sa.update(tasks)
         .where(
-            tasks.c.id.in_(ids),
-            tasks.c.state == TaskState.READY,
-            tasks.c.task_key.not_in(paused_keys()),
-            _job_goes_on(),
+            tasks.c.id.in_(sa.bindparam("ids", expanding=True)),
+            tasks.c.state.in_(values_of([TaskState.BLOCKED, TaskState.HELD])),
         )
-        .order_by(tasks.c.rank, tasks.c.id)
+        .values(
+            state=TaskState.DISPATCHING,
+            pending=0,
+            dispatch=tasks.c.dispatch + 1,
+            due_at=later(sa.bindparam("lease_seconds", type_=sa.Float)),
+            message=None,
+        )
     )
 
 

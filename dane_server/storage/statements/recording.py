@@ -1,7 +1,12 @@
-"""Changes that answers make, each a function named after it. No I/O here."""
+"""Changes that answers make, each a function named after it. No I/O here.
+
+Those made once take what they are about when they are executed: `ids`, and the new values by
+the names of their columns, as `new` has them.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -35,13 +40,31 @@ ENDED: Final = (
 )
 
 
-def answered(ids: Sequence[int]) -> sa.Select[Any]:
+_IDS: Final[sa.BindParameter[Any]] = sa.bindparam("ids", expanding=True)
+
+
+def _of_job(column: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
+    """Of a task's job; null if it is gone. A scalar: a join would lock the job too."""
+    return sa.select(column).where(jobs.c.id == tasks.c.job_id).scalar_subquery()
+
+
+@cache
+def answered() -> sa.Select[Any]:
     """The tasks some answers are for, locked in the order of their ids."""
-    return sa.select(*ENDED).where(tasks.c.id.in_(ids)).order_by(tasks.c.id).with_for_update()
+    return (
+        sa.select(
+            *ENDED,
+            _of_job(jobs.c.started_at).label("job_started_at"),
+            _of_job(jobs.c.id).is_not(None).label("is_living"),
+        )
+        .where(tasks.c.id.in_(_IDS))
+        .order_by(tasks.c.id)
+        .with_for_update()
+    )
 
 
 def living_jobs(ids: Iterable[int]) -> sa.Select[Any]:
-    return sa.select(jobs.c.id, jobs.c.started_at).where(jobs.c.id.in_(sorted(ids)))
+    return sa.select(jobs.c.id).where(jobs.c.id.in_(sorted(ids)))
 
 
 def by_task(values: Mapping[int, Any]) -> Any:
@@ -67,6 +90,19 @@ def settle(ids: Sequence[int], state: TaskState, values: Mapping[str, Any]) -> s
     return sa.update(tasks).where(tasks.c.id.in_(ids)).values(state=state, **values)
 
 
+@cache
+def settle_alike(columns: frozenset[str]) -> sa.Update:
+    """The same, of tasks that get the same values in these columns."""
+    values = {name: sa.bindparam(f"new_{name}", type_=tasks.c[name].type) for name in columns}
+    return sa.update(tasks).where(tasks.c.id.in_(_IDS)).values(values)
+
+
+def new(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of columns, as a statement that is made once takes them."""
+    return {f"new_{name}": value for name, value in values.items()}
+
+
+@cache
 def add_attempts() -> sa.Insert:
     return sa.insert(attempts)
 
@@ -75,6 +111,7 @@ def drop_answers(ids: Sequence[int]) -> sa.Delete:
     return sa.delete(answers).where(answers.c.task_id.in_(ids))
 
 
+@cache
 def add_answers() -> sa.Insert:
     return sa.insert(answers)
 
@@ -84,16 +121,16 @@ def learn_type(job_id: int, media_type: str) -> sa.Update:
     return sa.update(jobs).where(jobs.c.id == job_id, jobs.c.type.is_(None)).values(type=media_type)
 
 
-def shift_counts(ids: Sequence[int], shift: Mapping[str, int]) -> sa.Update:
-    """Add to the counters of jobs; a job with nothing active any more is finished."""
-    columns: dict[Any, Any] = {
-        jobs.c[name]: jobs.c[name] + change for name, change in shift.items() if change
-    }
-    active = jobs.c.active + shift.get("active", 0)
+@cache
+def shift_counts(names: frozenset[str]) -> sa.Update:
+    """Add to these counters of jobs; a job with nothing active any more is finished."""
+    by = {name: sa.bindparam(f"new_{name}", type_=sa.Integer) for name in sorted(names)}
+    columns = {jobs.c[name]: jobs.c[name] + change for name, change in by.items()}
+    active = jobs.c.active + by["active"] if "active" in by else jobs.c.active
     # Before the counters: MariaDB sees the new values of columns set earlier in the list.
     finished = {jobs.c.finished_at: sa.case((active == 0, now()), else_=None)}
     return (
         sa.update(jobs)
-        .where(jobs.c.id.in_(ids))
+        .where(jobs.c.id.in_(_IDS))
         .ordered_values(*finished.items(), *columns.items())
     )

@@ -1,31 +1,82 @@
-"""Questions and changes along the edges of a graph, each a function named after it. No I/O here."""
+"""Questions and changes along the edges of a graph, each a function named after it. No I/O here.
+
+Those without arguments are made once: they take the `ids` they are about when they are executed.
+"""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from dane_core.states import TaskState
 from dane_server.storage.functions import now
+from dane_server.storage.statements.dispatch import CLAIMED
 from dane_server.storage.tables import (
+    answers,
     edges,
+    jobs,
     releasing,
     tasks,
 )
 
+_IDS: Final[sa.BindParameter[Any]] = sa.bindparam("ids", expanding=True)
 
-def successors(ids: Sequence[int]) -> sa.Select[Any]:
-    """What waits for these nodes, and for how many of them."""
-    return (
-        sa.select(edges.c.dst, sa.func.count())
-        .where(edges.c.src.in_(ids))
+
+def _node(predecessors: Any, first: Any) -> sa.Select[Any]:
+    """What is to be known of a node to let it go, with how many of its predecessors are done."""
+    stopped = sa.select(sa.or_(jobs.c.paused, jobs.c.cancelling)).where(jobs.c.id == tasks.c.job_id)
+    has_solo = (
+        sa.select(sa.true())
+        .where(answers.c.job_id == tasks.c.job_id, answers.c.solo)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return sa.select(
+        *CLAIMED,
+        tasks.c.state,
+        tasks.c.pending,
+        tasks.c.fanout,
+        tasks.c.released,
+        sa.func.coalesce(stopped.scalar_subquery(), sa.true()).label("stopped"),
+        sa.func.coalesce(has_solo, sa.false()).label("has_solo"),
+        predecessors.label("number"),
+        first.label("first"),
+    ).order_by(tasks.c.id)
+
+
+def _successors(*conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    waiting = (
+        sa.select(
+            edges.c.dst, sa.func.count().label("number"), sa.func.min(edges.c.src).label("first")
+        )
+        .where(edges.c.src.in_(_IDS), *conditions)
         .group_by(edges.c.dst)
-        .order_by(edges.c.dst)
+        .subquery()
+    )
+    return (
+        _node(waiting.c.number, waiting.c.first)
+        .prefix_with("STRAIGHT_JOIN", dialect="mysql")
+        .join_from(waiting, tasks, tasks.c.id == waiting.c.dst)
+        .with_for_update()
     )
 
 
-def reopened_successors(ids: Sequence[int]) -> sa.Select[Any]:
-    return successors(ids).where(edges.c.reopened)
+@cache
+def successors() -> sa.Select[Any]:
+    """What waits for these nodes, and for how many of them; locked in the order of the ids."""
+    return _successors()
+
+
+@cache
+def reopened_successors() -> sa.Select[Any]:
+    return _successors(edges.c.reopened)
+
+
+@cache
+def nodes() -> sa.Select[Any]:
+    """These nodes, each waiting for one of its predecessors; locked in the order of their ids."""
+    return _node(sa.literal(1), sa.null()).where(tasks.c.id.in_(_IDS)).with_for_update()
 
 
 def close_edges(ids: Sequence[int]) -> sa.Update:
@@ -38,46 +89,39 @@ def reopen_edges(pairs: Sequence[tuple[int, int]]) -> sa.Update:
     )
 
 
+@cache
+def wait_for_fewer() -> sa.Update:
+    """Some predecessors of these nodes are done: `number` of each."""
+    fewer = tasks.c.pending - sa.bindparam("number", type_=sa.Integer)
+    return sa.update(tasks).where(tasks.c.id.in_(_IDS)).values(pending=fewer)
+
+
 def wait_for_more(ids: Sequence[int], change: int) -> sa.Update:
     """Change the number of predecessors some nodes wait for."""
     return sa.update(tasks).where(tasks.c.id.in_(ids)).values(pending=tasks.c.pending + change)
-
-
-def free_nodes(ids: Sequence[int]) -> sa.Select[Any]:
-    """Those of these nodes that wait for nothing any more, and have not gone ahead yet."""
-    return (
-        sa.select(
-            tasks.c.id,
-            tasks.c.job_id,
-            tasks.c.task_key,
-            tasks.c.state,
-            tasks.c.fanout,
-            tasks.c.released,
-        )
-        .where(
-            tasks.c.id.in_(ids),
-            tasks.c.pending == 0,
-            tasks.c.state.in_([TaskState.BLOCKED, TaskState.HELD]),
-        )
-        .order_by(tasks.c.id)
-    )
 
 
 def still_waiting(ids: Sequence[int]) -> sa.Select[Any]:
     return sa.select(tasks.c.id).where(tasks.c.id.in_(ids), tasks.c.pending > 0)
 
 
-def pass_joins(ids: Sequence[int]) -> sa.Update:
+@cache
+def pass_joins() -> sa.Update:
+    """Joins that wait for nothing any more let go what waits for them."""
     return (
-        sa.update(tasks).where(tasks.c.id.in_(ids)).values(state=TaskState.SUCCEEDED, released=True)
+        sa.update(tasks)
+        .where(tasks.c.id.in_(_IDS))
+        .values(state=TaskState.SUCCEEDED, pending=0, released=True)
     )
 
 
-def make_ready(ids: Sequence[int]) -> sa.Update:
+@cache
+def make_ready() -> sa.Update:
+    """Locked tasks that wait for nothing any more may be sent."""
     return (
         sa.update(tasks)
-        .where(tasks.c.id.in_(ids))
-        .values(state=TaskState.READY, due_at=now(), message=None)
+        .where(tasks.c.id.in_(_IDS))
+        .values(state=TaskState.READY, pending=0, due_at=now(), message=None)
     )
 
 
