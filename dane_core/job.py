@@ -64,6 +64,7 @@ class Job:
     finished_at: datetime | None
     cancel: Cancel | None = None  # while work on it may go on although it was cancelled
     cancelling: bool = False  # tasks of it are still to be cancelled
+    owner: str = ""  # who asked for it; nobody in particular
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

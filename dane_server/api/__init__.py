@@ -14,6 +14,7 @@ from dane_server.api import (
     legacy,
     limits,
     metrics,
+    owners,
     submit,
     tasks,
     workers,
@@ -35,7 +36,7 @@ from dane_server.settings import ServerSettings
 from dane_server.storage.reader import Reader
 
 _DESCRIPTION = "Routes compute-heavy tasks to the machines that can do them, and never loses one."
-_ROOMS = (submit, batch, jobs, tasks, workers, limits, health, metrics)
+_ROOMS = (submit, batch, jobs, tasks, workers, owners, limits, health, metrics)
 
 
 def create_api(

@@ -154,6 +154,7 @@ class JobHead(TypedDict):
     finished_at: NotRequired[datetime | None]
     cancel: NotRequired[CancelBody]  # while work on it may go on although it was cancelled
     cancelling: NotRequired[bool]  # true while tasks of it are still to be cancelled
+    owner: NotRequired[str]  # who asked for it, where somebody said so
     links: NotRequired[Mapping[str, str]]
 
 
@@ -253,6 +254,7 @@ class KeyBody(TypedDict):
     running: int
     oldest_wait: float | None
     rate: float
+    limits: "KeyLimitsBody"
     queue: "QueueBody | None"
     workers: list[WorkerBody]
 
@@ -269,6 +271,64 @@ class WorkersBody(TypedDict):
     """Every task key that is known."""
 
     keys: list[KeyBody]
+
+
+class KeyLimitsBody(TypedDict):
+    """How much of a task key may be under way, over all servers; null: as much as there is.
+
+    `concurrency` tasks sent or running at once, `rate` sent in a second, `burst` of them together.
+    """
+
+    concurrency: int | None
+    rate: float | None
+    burst: int | None
+
+
+class HolderBody(TypedDict):
+    """A task that has one of the places of its key: in its queue, or running `since` then."""
+
+    task_id: int
+    job_id: int
+    state: TaskState
+    worker: str | None
+    since: datetime | None
+
+
+class KeyLimited(TypedDict):
+    """A task key with its limits."""
+
+    task_key: str
+    limits: KeyLimitsBody
+
+
+class KeyHeld(KeyLimited):
+    """A task key with its limits, and the tasks that have its places, in the order of their ids.
+
+    `next` is the page of them after this one.
+    """
+
+    holders: list[HolderBody]
+    next: str | None
+
+
+class OwnerBody(TypedDict):
+    """Somebody who asks for jobs: `open` of their tasks are to be done, `max_open` may be.
+
+    A task of an owner with `weight` 3 goes three times as often as one of an owner with 1, where
+    both want the same workers. The owner without a name is nobody in particular.
+    """
+
+    owner: str
+    weight: int
+    max_open: int | None
+    open: int
+
+
+class OwnersPage(TypedDict):
+    """Owners in the order of their names; `next` is the page after this one."""
+
+    owners: list[OwnerBody]
+    next: str | None
 
 
 class KeyActed(TypedDict):

@@ -23,7 +23,7 @@ from dane_server.api.body import (
     media_type,
     too_long,
 )
-from dane_server.api.deps import LARGE_BODY, TheLimits, TheRunner, TheSettings, beside
+from dane_server.api.deps import LARGE_BODY, TheLimits, TheOwner, TheRunner, TheSettings, beside
 from dane_server.api.openapi import BATCH_REQUEST, problems
 from dane_server.api.problems import Rejection, problem
 from dane_server.runner.draft import Draft, draft, is_very_large
@@ -53,18 +53,22 @@ Outcome = Submitted | DaneError | Rejection
             "description": "One result per specification, in the format of the request.",
             "content": {NDJSON: {"schema": {"type": "string"}}},
         },
-        **problems(415, 422),
+        **problems(400, 415, 422),
     },
 )
 async def submit_jobs(
-    request: Request, limits: TheLimits, runner: TheRunner, settings: TheSettings
+    request: Request,
+    owner: TheOwner,
+    limits: TheLimits,
+    runner: TheRunner,
+    settings: TheSettings,
 ) -> Response:
     """Submit many jobs: NDJSON, or a JSON array.
 
     Each chunk of specifications is stored in one transaction as it arrives; a bad one fails
-    alone. There is one result per specification, and one more that says so where the stream
-    broke off: what came before that was stored. An `Idempotency-Key` is refused here; give
-    each job its own request.
+    alone, and one for which there is no room (429). There is one result per specification, and
+    one more that says so where the stream broke off: what came before that was stored. An
+    `Idempotency-Key` is refused here; give each job its own request.
     """
     if "idempotency-key" in request.headers:
         raise Rejection(
@@ -73,7 +77,7 @@ async def submit_jobs(
     kind = media_type(request, NDJSON_NAMES | {JSON})
     cutter = Items(limits.body) if kind == JSON else Lines(limits.body)
     stream = documents(chunks(request, settings.API.BATCH_BODY), cutter)
-    taken = _take(stream, runner, limits)
+    taken = _take(stream, runner, limits, owner)
     first = await anext(taken, None)  # a request that is wrong from its start is refused here
     parts = _answer(_chained(first, taken), as_array=kind == JSON)
     return AsItComes(parts, media_type=JSON if kind == JSON else NDJSON)
@@ -112,13 +116,13 @@ def _array(lines: IO[bytes]) -> Iterator[bytes]:
 
 
 async def _take(
-    stream: AsyncIterator[Document], runner: Runner, limits: Limits
+    stream: AsyncIterator[Document], runner: Runner, limits: Limits, owner: str
 ) -> AsyncIterator[list[LineAnswer]]:
     """Store what a stream brings, chunk by chunk; say what became of each document."""
     last = 0
     try:
         async for chunk in _in_chunks(stream):
-            outcomes = await _store(await _read_all(chunk, runner, limits), runner)
+            outcomes = await _store(await _read_all(chunk, runner, limits), runner, owner)
             last = chunk[-1].number
             yield [
                 _line(document.number, outcome)
@@ -186,11 +190,11 @@ async def _read_alone(document: Document, runner: Runner, limits: Limits) -> Rea
         return error
 
 
-async def _store(read: Sequence[Read], runner: Runner) -> list[Outcome]:
+async def _store(read: Sequence[Read], runner: Runner, owner: str) -> list[Outcome]:
     """The outcome of each: the job, or what stood against it."""
     drafts = [item for item in read if isinstance(item, Draft)]
     try:
-        stored = iter(await runner.submit_many(drafts) if drafts else ())
+        stored = iter(await runner.submit_many(drafts, owner=owner) if drafts else ())
     except DaneError as error:  # the whole chunk: the store was out of reach
         stored = iter([error] * len(drafts))
     return [next(stored) if isinstance(item, Draft) else item for item in read]

@@ -30,6 +30,7 @@ LARGE_JOB: Final = 500
 
 _DIGITS: Final = re.compile(r"-?[0-9]{1,19}")
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_OWNER: Final = re.compile(r"[\x21-\x7e]{1,100}")
 _PLAIN: Final = r"^[^\x00-\x1f\x7f]*$"
 _FLAWS: Final = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
 _OLDEST, _NEWEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
@@ -103,6 +104,12 @@ def _key(value: object) -> object:
     return key
 
 
+def _owner_name(value: object) -> object:
+    if value != "" and not (isinstance(value, str) and _OWNER.fullmatch(value)):
+        raise ValueError("expected up to 100 visible ASCII characters")
+    return value
+
+
 def _time(value: object) -> object:
     """An ISO 8601 time; without an offset it is UTC."""
     # In a query a plus that was not escaped arrives as a space.
@@ -132,6 +139,11 @@ Key = Annotated[
     str,
     BeforeValidator(_key),
     WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9_-]{1,100}$"}),
+]
+OwnerName = Annotated[
+    str,
+    BeforeValidator(_owner_name),
+    WithJsonSchema({"type": "string", "pattern": "^[!-~]{0,100}$"}),
 ]
 Time = Annotated[
     datetime, BeforeValidator(_time), WithJsonSchema({"type": "string", "format": "date-time"})
@@ -192,6 +204,21 @@ async def _once_key(request: Request) -> str | None:
 
 #: The Idempotency-Key of a request, if it has one.
 OnceKey = Annotated[str | None, Depends(_once_key)]
+
+
+async def _owner(request: Request, settings: TheSettings) -> str:
+    """Who asks, as the proxy in front says; nobody in particular where it says nothing."""
+    header = settings.API.OWNER_HEADER
+    names = request.headers.getlist(header) if header else []
+    if not names:
+        return ""
+    if len(names) > 1 or not _OWNER.fullmatch(names[0]):
+        raise Rejection(400, f"header.{header}", "expected 1 to 100 visible ASCII characters, once")
+    return names[0]
+
+
+#: Whose a job is that this request submits.
+TheOwner = Annotated[str, Depends(_owner)]
 
 
 # --- how to answer -------------------------------------------------------------------------------

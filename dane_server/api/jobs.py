@@ -20,12 +20,14 @@ from dane_server.api.answer import (
     TasksPage,
 )
 from dane_server.api.body import JSON
+from dane_server.api.change import PriorityChange, ThePriority, described
 from dane_server.api.deps import (
     LARGE_JOB,
     After,
     Exact,
     Key,
     Limit,
+    OwnerName,
     SourceId,
     SourceIdPath,
     State,
@@ -109,6 +111,9 @@ async def _query(  # noqa: PLR0913, PLR0917 - one per filter
     state: Annotated[State | None, Query(description="Some task shows this number.")] = None,
     task_key: Annotated[Key | None, Query(description="Some task has this key.")] = None,
     source_id: Annotated[SourceId | None, Query(description="Of this source.")] = None,
+    owner: Annotated[
+        OwnerName | None, Query(description="Whose they are; nothing: nobody's in particular.")
+    ] = None,
     since: Annotated[Time | None, Query(description="Created then or later.")] = None,
     until: Annotated[Time | None, Query(description="Created before then.")] = None,
     limit: Limit = 50,
@@ -121,6 +126,7 @@ async def _query(  # noqa: PLR0913, PLR0917 - one per filter
         state=state,
         task_key=task_key,
         source_id=source_id,
+        owner=owner,
         metadata=metadata,
         since=since,
         until=until,
@@ -220,6 +226,23 @@ async def pause_job(job_id: TheJob, runner: TheRunner, reader: TheReader) -> Res
 async def resume_job(job_id: TheJob, runner: TheRunner, reader: TheReader) -> Response:
     """Go on with a paused job."""
     await runner.resume_job(job_id)
+    return await _head(reader, job_id)
+
+
+@router.put(
+    "/job/{job_id}/priority",
+    status_code=202,
+    openapi_extra=described(PriorityChange),
+    responses={202: {"model": JobHead}, **problems(404, 413, 415, 422)},
+)
+async def prioritize_job(
+    job_id: TheJob, change: ThePriority, runner: TheRunner, reader: TheReader
+) -> Response:
+    """Give a job another priority: its tasks that have not begun are sent by it.
+
+    Tasks that have a priority of their own keep it. A large job is gone through behind the answer.
+    """
+    await runner.prioritize_job(job_id, change.priority)
     return await _head(reader, job_id)
 
 

@@ -47,6 +47,7 @@ _WHEN: Final[Mapping[int, str]] = {
     409: "The present state does not allow this, or the source_id has another source_url.",
     413: "Too long.",
     415: "Not the media type that was expected.",
+    429: "So much is to be done already that no more is taken in; `Retry-After` says when to ask.",
     422: "Something in the request is wrong; `errors` says what, and where.",
 }
 

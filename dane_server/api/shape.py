@@ -42,6 +42,8 @@ def job_head(job: Job, *, exact: bool = False) -> JobHead:
         head["cancel"] = _cancel(job.cancel)
     if job.cancelling:
         head["cancelling"] = True
+    if job.owner:
+        head["owner"] = job.owner
     return JobHead(
         **head,
         type=job.type,

@@ -13,6 +13,7 @@ from dane_server.api.deps import (
     ExactForSender,
     OnceKey,
     TheLimits,
+    TheOwner,
     TheReader,
     TheRunner,
     WithTasks,
@@ -34,11 +35,12 @@ async def _raw_spec(request: Request, limits: TheLimits) -> bytes:
     "/job",
     status_code=201,
     openapi_extra=JOB_REQUEST,
-    responses={201: {"model": JobAnswer}, **problems(409, 413, 415, 422)},
+    responses={201: {"model": JobAnswer}, **problems(400, 409, 413, 415, 422, 429)},
 )
 async def submit_job(
     exact: ExactForSender,
     once_key: OnceKey,
+    owner: TheOwner,
     raw: Annotated[bytes, Depends(_raw_spec)],
     limits: TheLimits,
     runner: TheRunner,
@@ -52,7 +54,7 @@ async def submit_job(
     """
     draft = await runner.read(raw, limits)
     once = await _once(once_key, raw) if once_key else None
-    submitted = await runner.submit(draft, once=once)
+    submitted = await runner.submit(draft, once=once, owner=owner)
     answer = await show_job(reader, submitted.job_id, exact=exact, with_tasks=with_tasks)
     answer.status_code = 201
     answer.headers["Location"] = f"{PREFIX}/job/{submitted.job_id}"

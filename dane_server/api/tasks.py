@@ -16,6 +16,7 @@ from dane_server.api.answer import (
     UpstreamItem,
     UpstreamPage,
 )
+from dane_server.api.change import PriorityChange, ThePriority, described
 from dane_server.api.deps import (
     WHOLE,
     After,
@@ -118,4 +119,17 @@ async def reset_task(
 ) -> Response:
     """Put a task back to 201, until its predecessors finish again or its job is retried."""
     await runner.reset_task(task_id)
+    return await show_task(reader, task_id, exact=exact)
+
+
+@router.put(
+    "/task/{task_id}/priority",
+    openapi_extra=described(PriorityChange),
+    responses={200: {"model": TaskAnswer}, **problems(404, 413, 415, 422)},
+)
+async def prioritize_task(
+    task_id: TheTask, change: ThePriority, exact: Exact, runner: TheRunner, reader: TheReader
+) -> Response:
+    """Give a task a priority of its own: if it has not begun, it is sent by it."""
+    await runner.prioritize_task(task_id, change.priority)
     return await show_task(reader, task_id, exact=exact)

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from dane_core.errors import ExchangeUnreachable
@@ -12,16 +12,30 @@ from dane_core.routing import work_queue
 from dane_server.api.answer import (
     PREFIX,
     Answer,
+    HolderBody,
     KeyActed,
     KeyBody,
+    KeyHeld,
+    KeyLimited,
+    KeyLimitsBody,
     KeyRetried,
     QueueBody,
     WorkerBody,
     WorkersBody,
 )
-from dane_server.api.deps import KeyPath, State, TheExchange, TheReader, TheRunner
+from dane_server.api.change import LimitsChange, TheLimitsChange, described
+from dane_server.api.deps import (
+    After,
+    KeyPath,
+    Limit,
+    State,
+    TheExchange,
+    TheReader,
+    TheRunner,
+)
+from dane_server.api.jobs import next_page
 from dane_server.api.openapi import problems
-from dane_server.storage.view import KeyState, WorkerState
+from dane_server.storage.view import Holder, KeyLimits, KeyState, WorkerState
 
 router = APIRouter(prefix=PREFIX, tags=["workers"])
 
@@ -66,6 +80,50 @@ async def retry_key(
     return Answer(KeyRetried(task_key=key, retried=retried), status_code=202)
 
 
+@router.get("/workers/{key}/limits", responses={200: {"model": KeyHeld}, **problems(422)})
+async def get_key_limits(
+    request: Request,
+    key: KeyPath,
+    runner: TheRunner,
+    limit: Limit = 500,
+    after: Annotated[After, Query(description="Behind the task with this id.")] = -1,
+) -> Response:
+    """How much of a key may be under way, and which tasks have its places."""
+    limits = await runner.key_limits(key)
+    found = await runner.holders(key, after=after, limit=limit)
+    following = next_page(request, after=found[-1].task_id) if len(found) == limit else None
+    holders = [_holder(one) for one in found]
+    return Answer(KeyHeld(task_key=key, limits=_limits(limits), holders=holders, next=following))
+
+
+@router.put(
+    "/workers/{key}/limits",
+    openapi_extra=described(LimitsChange),
+    responses={200: {"model": KeyLimited}, **problems(413, 415, 422)},
+)
+async def limit_key(key: KeyPath, change: TheLimitsChange, runner: TheRunner) -> Response:
+    """Bound how much of a key is under way, over all servers. In force at once.
+
+    What is left out stays as it is. What is sent or runs already goes on.
+    """
+    limits = await runner.limit_key(key, change.given())
+    return Answer(KeyLimited(task_key=key, limits=_limits(limits)))
+
+
+def _limits(limits: KeyLimits) -> KeyLimitsBody:
+    return KeyLimitsBody(concurrency=limits.concurrency, rate=limits.rate, burst=limits.burst)
+
+
+def _holder(holder: Holder) -> HolderBody:
+    return HolderBody(
+        task_id=holder.task_id,
+        job_id=holder.job_id,
+        state=holder.state,
+        worker=holder.worker,
+        since=holder.since,
+    )
+
+
 async def _queue(exchange: Exchange, name: str) -> QueueBody | None:
     try:
         depth = await exchange.depth(name)
@@ -91,6 +149,7 @@ def _key(state: KeyState, queue: QueueBody | None) -> KeyBody:
         running=state.running,
         oldest_wait=state.oldest_wait,
         rate=state.rate,
+        limits=_limits(state.limits),
         queue=queue,
         workers=[_worker(worker) for worker in state.workers],
     )

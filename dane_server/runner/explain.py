@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from dane_core.routing import work_queue
 from dane_core.states import TaskState
-from dane_server.storage.view import Situation
+from dane_server.storage.view import MOST_ABOVE, Situation, Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,54 @@ def _ready(situation: Situation) -> Explanation:
     if task.due_at and task.due_at > situation.now:
         sentence = f"A worker refused it for now; it is sent again at {_clock(task.due_at)}."
         return Explanation("refused", sentence, {"due_at": task.due_at.isoformat()})
+    standing = situation.standing
+    if standing.limits.concurrency is not None and standing.held >= standing.limits.concurrency:
+        return _limit_full(key.key, standing)
+    if standing.rate_wait > 0:
+        return _rate_spent(key.key, standing)
     sentence = (
         f"It is ready, and waits for a place among the {key.queued} tasks of {key.key} that are "
-        f"in the queue; {situation.ahead} go before it."
+        f"in the queue; {_before(standing)}."
     )
-    return Explanation("window", sentence, {"ahead": situation.ahead, "queued": key.queued})
+    data = {"ahead": situation.ahead, "above": standing.above, "queued": key.queued}
+    return Explanation("window", sentence, data)
+
+
+def _limit_full(key: str, standing: Standing) -> Explanation:
+    limit, first = standing.limits.concurrency, standing.first
+    sentence = f"The limit of {limit} for {key} is full"
+    data: dict[str, Any] = {"concurrency": limit, "held": standing.held, "above": standing.above}
+    if first is not None:
+        where = f"on {first.worker}" if first.worker else "in the queue"
+        since = f" since {_clock(first.since)}" if first.since else ""
+        others = f" and {_many(standing.held - 1, 'other task')}" if standing.held > 1 else ""
+        sentence += f": held by task {first.task_id} (job {first.job_id}) {where}{since}{others}"
+        data["holder"] = {
+            "task_id": first.task_id,
+            "job_id": first.job_id,
+            "state": first.state,
+            "worker": first.worker,
+            "since": _iso(first.since),
+        }
+    return Explanation("limit", f"{sentence}; {_before(standing)}.", data)
+
+
+def _rate_spent(key: str, standing: Standing) -> Explanation:
+    rate, wait = standing.limits.rate, standing.rate_wait
+    sentence = (
+        f"The rate of {key} ({rate:g} per second) lets the next task go in {wait:.1f} s; "
+        f"{_before(standing)}."
+    )
+    return Explanation("rate", sentence, {"rate": rate, "wait": wait, "above": standing.above})
+
+
+def _before(standing: Standing) -> str:
+    """Who goes first. Among those of the same priority owners and jobs take turns."""
+    if standing.above == 0:
+        return "none of higher priority goes before it"
+    more = " or more" if standing.above >= MOST_ABOVE else ""
+    goes = "goes" if standing.above == 1 else "go"
+    return f"{_many(standing.above, 'task')}{more} of higher priority {goes} before it"
 
 
 def _dispatching(situation: Situation) -> Explanation:
@@ -162,7 +205,7 @@ def _clock(time: datetime | None) -> str:
 
 
 #: What a task waits for, that being sent would end.
-_IN_THE_WAY_OF: Final = frozenset({"window", "dispatching", "no_worker"})
+_IN_THE_WAY_OF: Final = frozenset({"window", "limit", "rate", "dispatching", "no_worker"})
 _ENDINGS: Final = {
     TaskState.SUCCEEDED: "succeeded",
     TaskState.FAILED: "failed",

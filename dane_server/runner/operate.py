@@ -12,7 +12,7 @@ from dane_server.storage.acts import Acts
 
 
 class Operator:
-    """Retry, reset, cancel, pause, prioritize, delete: in force once it returns, whatever the broker does.
+    """Retry, cancel, pause, prioritize, delete: in force once it returns, whatever the broker does.
 
     What is cancelled, paused, prioritized or deleted is marked first; then workers are told; then
     its tasks are gone through, those of a large job by the walker after this has returned. Telling
@@ -35,7 +35,8 @@ class Operator:
         self._walks = Walks.of(acts, cancel_grace=cancel_grace)
 
     async def retry_job(self, job_id: JobId) -> None:
-        await self._acts.retry_job(job_id)
+        await self._acts.begin_retrying(job_id)
+        await self._walk(self._walks.retry, job_id)
         await self._bell.ring()
 
     async def cancel_job(self, job_id: JobId) -> None:

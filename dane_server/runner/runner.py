@@ -28,7 +28,7 @@ from dane_server.runner.totals import TotalsKeeper
 from dane_server.runner.walk import Walker, Walks
 from dane_server.storage.access import Access
 from dane_server.storage.bulletin import LastRound
-from dane_server.storage.view import Once, Submitted
+from dane_server.storage.view import Holder, KeyLimits, Once, OwnerState, Submitted
 from dane_server.supervise import Stopping
 
 #: The name of the service that is told to stop last.
@@ -72,6 +72,7 @@ class Runner(Operator):
         self.rounds = None if remote else self._rounds()
         self._walker = None if remote else self._new_walker()
         self._bulletin = access.bulletin
+        self._quotas = access.quotas
         self._totals = TotalsKeeper(
             metrics=self._metrics,
             bulletin=self._access.bulletin,
@@ -115,6 +116,35 @@ class Runner(Operator):
     ) -> list[Submitted | DaneError]:
         """Store many jobs in one transaction; in place of a bad one stands what is wrong."""
         return await self._submissions.submit_many(specs, owner=owner)
+
+    # --- who may have how much ----------------------------------------------------------
+
+    async def owners(self, *, after: str | None = None, limit: int = 500) -> Sequence[OwnerState]:
+        """The next owners, in the order of their names. Raises: StoreUnreachable."""
+        return await self._quotas.owners(after=after, limit=limit)
+
+    async def change_owner(self, name: str, changes: Mapping[str, int | None]) -> OwnerState:
+        """Give an owner another `weight` or `max_open`. Raises: StoreUnreachable."""
+        return await self._quotas.change_owner(name, changes)
+
+    async def key_limits(self, key: str) -> KeyLimits:
+        """The limits of a task key. Raises: StoreUnreachable."""
+        return await self._quotas.key_limits(key)
+
+    async def holders(self, key: str, *, after: int = -1, limit: int = 500) -> Sequence[Holder]:
+        """The next tasks that have a place of a key, by their ids. Raises: StoreUnreachable."""
+        return await self._quotas.holders(key, after=after, limit=limit)
+
+    async def limit_key(self, key: str, changes: Mapping[str, float | None]) -> KeyLimits:
+        """Change some limits of a key; what there is room for now is sent.
+
+        Raises: BadSpec, for a burst without a rate; StoreUnreachable.
+        """
+        limits = await self._quotas.limit_key(key, changes)
+        await self._bell.ring()
+        return limits
+
+    # --- what moves jobs ----------------------------------------------------------------
 
     async def loops(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         """The services that move jobs, by name; each runs until told to stop, or cancelled."""

@@ -3,21 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.errors import BadSpec, Fault
-from dane_core.job import JobId, TaskId
+from dane_core.job import JobId, Task, TaskId
 from dane_core.states import TaskState
 from dane_server.storage.engine import Store
+from dane_server.storage.rate import Rate
 from dane_server.storage.statements import presence, submission
 from dane_server.storage.statements import quotas as sql
-from dane_server.storage.view import Holder, KeyLimits, OwnerState
-
-#: The columns of `KeyLimits`.
-_LIMITS: Final = ("concurrency", "rate", "burst")
+from dane_server.storage.view import MOST_ABOVE, Holder, KeyLimits, OwnerState, Standing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,11 +134,42 @@ async def _owner_states(
     ]
 
 
-async def _key_limits(connection: AsyncConnection, key: str) -> KeyLimits:
-    row = (await connection.execute(sql.key_limits(key))).one_or_none()
-    return (
-        KeyLimits() if row is None else KeyLimits(**{name: getattr(row, name) for name in _LIMITS})
+async def standing_of(connection: AsyncConnection, task: Task) -> Standing:
+    """What stands between a task and its turn; of one that is not ready nothing is looked at."""
+    if task.state is not TaskState.READY:
+        return Standing()
+    row = (await connection.execute(sql.key_limits(task.key))).one_or_none()
+    limits = limits_of(row)
+    above = await connection.scalars(sql.ready_above(task.key, task.id, MOST_ABOVE))
+    held, first = 0, None
+    if limits.concurrency is not None:
+        held = (await connection.scalars(sql.held_places(task.key, limits.concurrency))).one()
+        first = (await connection.execute(sql.holders(task.key, -1, 1))).one_or_none()
+    return Standing(
+        limits=limits,
+        held=held,
+        first=_holder(first) if first else None,
+        rate_wait=_rate_wait(row),
+        above=above.one(),
     )
+
+
+def _rate_wait(row: sa.Row[Any] | None) -> float:
+    if row is None or row.rate is None:
+        return 0.0
+    rate = Rate(per_second=row.rate, burst=row.burst, next_at=row.next_at)
+    return rate.until_next(row.now)
+
+
+def limits_of(row: sa.Row[Any] | None) -> KeyLimits:
+    """The limits in a row of the table of keys, if there is one."""
+    if row is None:
+        return KeyLimits()
+    return KeyLimits(concurrency=row.concurrency, rate=row.rate, burst=row.burst)
+
+
+async def _key_limits(connection: AsyncConnection, key: str) -> KeyLimits:
+    return limits_of((await connection.execute(sql.key_limits(key))).one_or_none())
 
 
 def _holder(row: sa.Row[Any]) -> Holder:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dane_core.job import Attempt, Cancel, Job, JobId, Task, TaskId
 from dane_core.message import (
@@ -49,6 +49,7 @@ class JobQuery:
     state: int | None = None  # some task shows this number
     task_key: str | None = None  # some task has this key
     source_id: str | None = None
+    owner: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     since: datetime | None = None  # created at or after
     until: datetime | None = None  # created before
@@ -111,6 +112,15 @@ class WorkerState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyLimits:
+    """How much of a task key may be under way, over all servers; None: as much as there is."""
+
+    concurrency: int | None = None  # sent or running at once
+    rate: float | None = None  # sent in a second,
+    burst: int | None = None  # so many of them together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeyState:
     """A task key: who can do it, and how much of it there is."""
 
@@ -124,15 +134,7 @@ class KeyState:
     running: int
     oldest_wait: float | None  # seconds
     rate: float  # attempts ended per second over the last five minutes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyLimits:
-    """How much of a task key may be under way, over all servers; None: as much as there is."""
-
-    concurrency: int | None = None  # sent or running at once
-    rate: float | None = None  # sent in a second,
-    burst: int | None = None  # so many of them together
+    limits: KeyLimits = field(default_factory=KeyLimits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +146,10 @@ class Holder:
     state: TaskState
     worker: str | None  # once it runs
     since: datetime | None  # it runs, or lies in the queue
+
+
+#: So many tasks of higher priority are counted, and no more.
+MOST_ABOVE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,14 @@ from dane_core.job import Counts, Job, JobId, Retry, Task, TaskId
 from dane_core.message import Offer
 from dane_core.states import JobStatus, TaskState
 from dane_server.runner.explain import Explanation, explain
-from dane_server.storage.view import KeyState, Situation, WorkerState
+from dane_server.storage.view import (
+    Holder,
+    KeyLimits,
+    KeyState,
+    Situation,
+    Standing,
+    WorkerState,
+)
 
 READY = TaskState.READY
 NOW = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
@@ -175,11 +182,37 @@ def test_a_worker_refused_it_for_now() -> None:
 
 
 def test_it_waits_for_a_place_in_the_window() -> None:
-    told = explained(task(due_at=NOW), key=key(queued=1000), ahead=1234)
+    told = explained(task(due_at=NOW), key=key(queued=1000), standing=Standing(above=12))
 
     assert told.reason == "window"
-    assert "1234 go before it" in told.sentence
-    assert told.data == {"ahead": 1234, "queued": 1000}
+    assert "12 tasks of higher priority go before it" in told.sentence
+    assert told.data == {"ahead": 0, "above": 12, "queued": 1000}
+
+
+def test_the_limit_of_its_key_is_full_and_somebody_has_the_place() -> None:
+    holder = Holder(
+        task_id=TaskId(3), job_id=JobId(2), state=TaskState.RUNNING, worker="w1", since=NOW
+    )
+    full = Standing(limits=KeyLimits(concurrency=2), held=2, first=holder, above=1)
+
+    told = explained(task(due_at=NOW), standing=full)
+
+    assert told.reason == "limit"
+    assert told.sentence == (
+        "The limit of 2 for OCR is full: held by task 3 (job 2) on w1 since "
+        "2026-05-04 12:30:00 UTC and 1 other task; 1 task of higher priority goes before it."
+    )
+    assert told.data["holder"]["task_id"] == 3
+
+
+def test_the_rate_of_its_key_lets_it_go_in_a_moment() -> None:
+    told = explained(
+        task(due_at=NOW), standing=Standing(limits=KeyLimits(rate=10.0), rate_wait=0.3)
+    )
+
+    assert told.reason == "rate"
+    assert "The rate of OCR (10 per second) lets the next task go in 0.3 s" in told.sentence
+    assert told.data == {"rate": 10.0, "wait": 0.3, "above": 0}
 
 
 def test_it_is_being_sent() -> None:

@@ -42,7 +42,12 @@ class CountingRunner:
         self.chunks: list[int] = []
         self._fail_at = fail_at
 
-    async def submit_many(self, specs: Sequence[Draft]) -> list[Submitted | DaneError]:
+    async def submit_many(
+        self,
+        specs: Sequence[Draft],
+        *,
+        owner: str,  # noqa: ARG002
+    ) -> list[Submitted | DaneError]:
         self.chunks.append(len(specs))
         if len(self.chunks) in self._fail_at:
             raise StoreUnreachable("gone")
