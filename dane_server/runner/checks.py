@@ -343,7 +343,7 @@ def _lost(key: KeyFacts, place: int) -> Finding:
 def _ready(key: KeyFacts, past: KeyFacts, window: int) -> Iterator[Finding]:
     waiting = sorted(set(key.ready_long) & set(past.ready_long))
     sent = key.counts.get(TaskState.QUEUED, 0) + key.counts.get(TaskState.DISPATCHING, 0)
-    if waiting and sent < window:
+    if waiting and sent < window and not key.limited:
         yield Finding(
             check=Check.READY,
             subject=key.key,

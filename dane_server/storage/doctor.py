@@ -220,6 +220,7 @@ class Examiner:
             lying=[row.id for row in await self._rows(sql.some_queued(key, _FEW))],
             idle=idle,
             unroutable=[(row[0], row[1], row[2]) for row in unroutable],
+            limited=known is not None and (known.concurrency, known.rate) != (None, None),
         )
 
     async def _rows(self, statement: Any) -> Sequence[Any]:

@@ -100,6 +100,7 @@ class KeyFacts:
     lying: Sequence[int]  # a few of them
     idle: bool  # every worker of it has room for another task
     unroutable: Sequence[tuple[str | None, int, int]]  # (media type, how many, the first)
+    limited: bool = False  # what is ready may wait for its concurrency or its rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

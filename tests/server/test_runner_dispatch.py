@@ -5,6 +5,9 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from dane_core.exchange.base import Exchange, Fate
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.message import Envelope
@@ -14,6 +17,7 @@ from dane_server.runner.bell import LocalBell
 from dane_server.runner.dispatch import Dispatcher, Moment
 from dane_server.runner.pace import Pace
 from dane_server.runner.ticket import Signer, new_secret
+from dane_server.storage.tables import task_keys
 from dane_server.supervise import Stopping, keep_running
 from tests.server.ledger import Ledger, parallel
 from tests.server.scripted import PATIENT, until
@@ -75,6 +79,26 @@ async def test_one_told_to_stop_ends_its_batch_and_claims_no_other(ledger: Ledge
     assert states == sorted([TaskState.QUEUED, TaskState.QUEUED, TaskState.READY])
     assert exchange.sent == 2
     assert dispatcher.window == 0
+
+
+async def test_one_that_waits_for_a_rate_sends_when_its_time_has_come(ledger: Ledger) -> None:
+    """Nobody rings then."""
+    job = await ledger.submit(parallel("A", "A", "A"))
+    await ledger.acts.resume_key("A")  # it is known
+    await ledger.store.write(_limit_rate)
+    exchange, stopping = MemoryExchange(), Stopping()
+    await with_queue(exchange)
+    dispatcher = new_dispatcher(ledger, exchange, stopping)
+
+    running = asyncio.create_task(keep_running("dispatcher", dispatcher.run, stopping=stopping))
+    await until(lambda: _is(ledger, job, TaskState.QUEUED))
+
+    stopping.tell()
+    await asyncio.wait_for(running, 10)
+
+
+async def _limit_rate(connection: AsyncConnection) -> None:
+    await connection.execute(sa.update(task_keys).values(rate=50.0, burst=1))
 
 
 async def test_one_that_waits_ends_at_the_word(ledger: Ledger) -> None:

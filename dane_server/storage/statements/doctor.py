@@ -234,7 +234,9 @@ def tasks_named(ids: Sequence[int]) -> sa.Select[Any]:
 
 
 def known_key(key: str) -> sa.Select[Any]:
-    return sa.select(task_keys.c.paused, task_keys.c.offer).where(task_keys.c.task_key == key)
+    return sa.select(
+        task_keys.c.paused, task_keys.c.offer, task_keys.c.concurrency, task_keys.c.rate
+    ).where(task_keys.c.task_key == key)
 
 
 def ready_long(key: str, seconds: float) -> sa.Select[Any]:
