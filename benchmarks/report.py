@@ -17,7 +17,7 @@ from benchmarks.measure import Figures
 Json = Mapping[str, Any]
 
 _ROOT: Final = Path(__file__).parents[1]
-_DOCUMENT: Final = _ROOT / "docs" / "performance.md"
+DOCUMENT: Final = _ROOT / "docs" / "performance.md"
 _BEGIN: Final = "<!-- measured -->\n"
 _END: Final = "<!-- /measured -->\n"
 
@@ -113,11 +113,11 @@ def _machine() -> str:
     return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
-def write_document(path: Path) -> None:
+def write_document(path: Path, document: Path = DOCUMENT) -> None:
     """Put the figures kept in a file into the table of docs/performance.md."""
-    before, _, rest = _DOCUMENT.read_text().partition(_BEGIN)
+    before, _, rest = document.read_text().partition(_BEGIN)
     _, _, after = rest.partition(_END)
-    _DOCUMENT.write_text(before + _BEGIN + _page(json.loads(path.read_text())) + _END + after)
+    document.write_text(before + _BEGIN + _page(json.loads(path.read_text())) + _END + after)
 
 
 def _page(found: Sequence[Json]) -> str:

@@ -13,6 +13,7 @@ README: Final = "README.md"
 TASK_DEVELOPERS: Final = "docs/task-developers.md"
 CLIENT_AUTHORS: Final = "docs/client-authors.md"
 OPERATORS: Final = "docs/operators.md"
+PERFORMANCE: Final = "docs/performance.md"
 
 _FENCED: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE: Final = re.compile(r"`([^`\n]+)`")

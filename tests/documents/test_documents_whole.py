@@ -23,6 +23,7 @@ from dane_server.testing import embedded_dane
 from tests.documents.blocks import (
     CLIENT_AUTHORS,
     OPERATORS,
+    PERFORMANCE,
     README,
     ROOT,
     TASK_DEVELOPERS,
@@ -36,7 +37,7 @@ from tests.documents.blocks import (
 )
 
 EVERY_DOCUMENT = pytest.mark.parametrize(
-    "document", [README, TASK_DEVELOPERS, CLIENT_AUTHORS, OPERATORS]
+    "document", [README, TASK_DEVELOPERS, CLIENT_AUTHORS, OPERATORS, PERFORMANCE]
 )
 
 #: Each block by how it begins, and the test that tries it. A new one needs a test first.
