@@ -114,7 +114,8 @@ class Client:
     async def jobs(self, *, limit: int = 50, **filters: Any) -> list[Json]:
         """The newest jobs, without their tasks.
 
-        Filters are those of `GET /DANE/jobs`: status, state, task_key, source_id, since, until.
+        Filters are those of `GET /DANE/jobs`: status, state, task_key, source_id, owner, since,
+        until.
         """
         found: list[Json] = []
         params = {name: value for name, value in filters.items() if value is not None}
@@ -148,6 +149,10 @@ class Client:
         """Go on with a paused job."""
         await self._act(f"job/{job_id}/resume")
 
+    async def prioritize(self, job_id: int, priority: int) -> None:
+        """Give a job another priority, from 0 to 10: higher goes first."""
+        await self._change(f"job/{job_id}/priority", {"priority": priority})
+
     async def delete(self, job_id: int) -> None:
         """Delete a job with its tasks and answers; late answers are ignored."""
         await self._ask("DELETE", f"job/{job_id}")
@@ -175,6 +180,12 @@ class Client:
         """Put a task back to 201, until its predecessors finish again; return it."""
         return await self._task("POST", f"task/{task_id}/reset")
 
+    async def prioritize_task(self, task_id: int, priority: int) -> Json:
+        """Give a task a priority of its own; return it."""
+        return dict(
+            (await self._change(f"task/{task_id}/priority", {"priority": priority}))["Task"]
+        )
+
     # --- the server ------------------------------------------------------------------------------
 
     async def workers(self) -> list[Json]:
@@ -192,6 +203,25 @@ class Client:
     async def retry_key(self, key: str, state: int) -> Json:
         """Run again every task of this key that is in `state`, like 500; says how many."""
         return await self._act(f"workers/{quote(key, safe='')}/retry?state={state}")
+
+    async def key_limits(self, key: str) -> Json:
+        """How much of a key may be under way, `limits`, and all `holders` of its places."""
+        path = f"workers/{quote(key, safe='')}/limits"
+        page: Json = await self._ask("GET", path)
+        holders = [holder async for holder in self._rest(page, "holders")]
+        return {**page, "holders": holders, "next": None}
+
+    async def limit_key(self, key: str, **limits: float | None) -> Json:
+        """Change `concurrency`, `rate` or `burst` of a key; None takes a limit away."""
+        return await self._change(f"workers/{quote(key, safe='')}/limits", limits)
+
+    async def owners(self) -> list[Json]:
+        """Every owner: its share, and how much of its work is open."""
+        return [owner async for owner in self._pages("owners", "owners", {})]
+
+    async def change_owner(self, name: str, **changes: int | None) -> Json:
+        """Change the `weight` or `max_open` of an owner; return it."""
+        return await self._change(f"owners/{quote(name, safe='')}", changes)
 
     async def limits(self) -> Json:
         """What a specification may hold."""
@@ -248,12 +278,21 @@ class Client:
     async def _act(self, path: str) -> Json:
         return dict(await self._ask("POST", path) or {})
 
+    async def _change(self, path: str, body: Mapping[str, Any]) -> Json:
+        headers = {"Content-Type": "application/json"}
+        return dict(await self._ask("PUT", path, content=_dump(body), headers=headers))
+
     async def _task(self, method: str, path: str) -> Json:
         answer: Json = await self._ask(method, path)
         return dict(answer["Task"])
 
     async def _pages(self, path: str, member: str, params: Json) -> AsyncIterator[Json]:
         page = await self._ask("GET", path, params=params)
+        async for item in self._rest(page, member):
+            yield item
+
+    async def _rest(self, page: Json, member: str) -> AsyncIterator[Json]:
+        """What a page has, and all that follow it."""
         while True:
             for item in page[member]:
                 yield item

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from dane_core.cli import job, submit, task, worker, workers
+from dane_core.cli import job, owners, submit, task, worker, workers
 from dane_core.cli.terminal import complain
 from dane_core.errors import (
     BadSettings,
@@ -58,7 +58,7 @@ def build() -> typer.Typer:
         rich_markup_mode="rich",
     )
     app.callback()(_dane)
-    for room in (submit, job, task, workers, worker):
+    for room in (submit, job, task, workers, owners, worker):
         room.register(app)
     for plugin in entry_points(group=_COMMANDS):
         try:
@@ -79,9 +79,9 @@ def tell(error: DaneError) -> int:
 
 
 def code_of(error: DaneError) -> int:
-    """The exit code of an error: 2 usage, 3 cannot reach the server, 78 refused settings."""
+    """The exit code of an error: 2 usage, 3 no server has time for it, 78 refused settings."""
     match error:
-        case Unreachable() | RefusedByServer(status=502 | 503 | 504):
+        case Unreachable() | RefusedByServer(status=429 | 502 | 503 | 504):
             return UNREACHABLE
         case BadSettings() | UnsafeBind() | StoreTaken() | StoreOutdated() | QueueMismatch():
             return REFUSED_SETTINGS

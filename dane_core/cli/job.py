@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     jobs.command("list")(list_jobs)
     jobs.command("show")(show_job)
     jobs.command("watch")(watch_job)
-    for act in (retry, cancel, pause, resume, delete):
+    for act in (retry, cancel, pause, resume, priority, delete):
         jobs.command()(act)
     app.add_typer(jobs, name="job", rich_help_panel=WORK)
 
@@ -36,6 +36,7 @@ def list_jobs(
     ] = None,
     key: Annotated[str | None, typer.Option(help="Jobs with a task of this key.")] = None,
     source: Annotated[str | None, typer.Option(help="Jobs of this source_id.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Jobs of this owner.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
     server: Server = None,
     config: Config = None,
@@ -44,7 +45,7 @@ def list_jobs(
     """List jobs, the newest first."""
     from dane_core.cli.render import jobs_table
 
-    filters = {"status": status, "task_key": key, "source_id": source}
+    filters = {"status": status, "task_key": key, "source_id": source, "owner": owner}
     jobs = talk(server, config, lambda client: client.jobs(limit=limit, **filters))
     show(jobs, as_json=as_json, render=jobs_table)
 
@@ -95,6 +96,18 @@ def resume(
 ) -> None:
     """Go on with a paused job."""
     _act(job, lambda client: client.resume(job), server, config, as_json=as_json)
+
+
+def priority(
+    job: JobNumber,
+    level: Annotated[int, typer.Argument(metavar="N", min=0, max=10, help="10 goes first.")],
+    *,
+    server: Server = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a job another priority; its tasks that have not begun are sent by it."""
+    _act(job, lambda client: client.prioritize(job, level), server, config, as_json=as_json)
 
 
 def delete(

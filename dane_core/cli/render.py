@@ -46,6 +46,7 @@ _BY_NUMBER: Final = {
 #: Of a block of tasks as many are shown, those that need a look first.
 _MOST_SHOWN: Final = 12
 _UNINTERESTING: Final = ("succeeded", "blocked", "ready", "queued", "skipped")
+_NO_LIMITS: Final = {"concurrency": None, "rate": None, "burst": None}
 _BAR_WIDTH: Final = 12
 _TEXT_WIDTH: Final = 400
 
@@ -275,13 +276,60 @@ def keys_table(keys: Sequence[Json]) -> RenderableType:
     for key in keys:
         oldest = key["oldest_wait"]
         paused = (" paused", "yellow") if key["paused"] else ""
+        limits = key.get("limits") or _NO_LIMITS
+        bounds = "" if limits == _NO_LIMITS else (f" {_limits(limits)}", "dim")
         table.add_row(
-            Text.assemble((plain(key["task_key"]), "bold"), paused),
+            Text.assemble((plain(key["task_key"]), "bold"), paused, bounds),
             plain(", ".join(key["types"]) or "any"),
             str(len(key["workers"])),
             *(str(key[name]) for name in ("waiting", "ready", "queued", "running")),
             "" if oldest is None else _duration(oldest),
             f"{key['rate']:.2f}/s",
+        )
+    return table
+
+
+def limits_page(limited: Json) -> RenderableType:
+    """How much of a key may be under way, and who has its places."""
+    head = Text.assemble((plain(limited["task_key"]), "bold"), f"  {_limits(limited['limits'])}")
+    if not limited["holders"]:
+        return head
+    table = _table("TASK", "JOB", "STATE", "WORKER", "SINCE")
+    for holder in limited["holders"]:
+        table.add_row(
+            str(holder["task_id"]),
+            str(holder["job_id"]),
+            _status(holder["state"]),
+            plain(holder["worker"] or ""),
+            _moment(holder["since"]),
+        )
+    return Group(head, table)
+
+
+def _limits(limits: Json) -> str:
+    words = []
+    if limits["concurrency"] is not None:
+        words.append(f"{limits['concurrency']} at once")
+    if limits["rate"] is not None:
+        words.append(f"{limits['rate']:g}/s")
+    if limits["burst"] is not None:
+        words.append(f"{limits['burst']} together")
+    return ", ".join(words) or "no limits"
+
+
+def owners_table(owners: Sequence[Json]) -> RenderableType:
+    """Owners: their shares, and how much of theirs is open."""
+    if not owners:
+        return Text("nobody has asked for a job by name yet")
+    table = _table("OWNER", "WEIGHT", "OPEN", "AT MOST")
+    for owner in owners:
+        name = (plain(owner["owner"]), "bold") if owner["owner"] else ("nobody", "dim")
+        most = owner["max_open"]
+        table.add_row(
+            Text.assemble(name),
+            str(owner["weight"]),
+            f"{owner['open']:,}",
+            "" if most is None else f"{most:,}",
         )
     return table
 

@@ -14,7 +14,7 @@ TaskNumber = Annotated[int, typer.Argument(metavar="TASK", min=1, help="The id o
 def register(app: typer.Typer) -> None:
     tasks = typer.Typer(no_args_is_help=True, help="Look at a task, and act on it.")
     tasks.command("show")(show_task)
-    for act in (explain, retry, forceretry, reset):
+    for act in (explain, retry, forceretry, reset, priority):
         tasks.command()(act)
     app.add_typer(tasks, name="task", rich_help_panel=WORK)
 
@@ -66,4 +66,19 @@ def reset(
     from dane_core.cli.render import task_line
 
     found = talk(server, config, lambda client: client.reset_task(task))
+    show(found, as_json=as_json, render=task_line)
+
+
+def priority(
+    task: TaskNumber,
+    level: Annotated[int, typer.Argument(metavar="N", min=0, max=10, help="10 goes first.")],
+    *,
+    server: Server = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a task a priority of its own; if it has not begun, it is sent by it."""
+    from dane_core.cli.render import task_line
+
+    found = talk(server, config, lambda client: client.prioritize_task(task, level))
     show(found, as_json=as_json, render=task_line)

@@ -63,6 +63,18 @@ def named(config: Path | None) -> list[Path]:
     return [] if config is None else [config]
 
 
+def number_or_none(option: str, value: str, kind: Callable[[str], T]) -> T | None:
+    """The number that an option was given, or None for `none`."""
+    if value.lower() == "none":
+        return None
+    try:
+        return kind(value)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{value!r} is neither a number nor none", param_hint=option
+        ) from None
+
+
 def show(value: Any, *, as_json: bool, render: Callable[[Any], "RenderableType"]) -> None:
     """Print a value, for people or for programs."""
     if as_json:

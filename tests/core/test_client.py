@@ -116,6 +116,17 @@ async def test_a_list_is_read_page_by_page_until_there_is_enough(
     assert [job["job_id"] for job in jobs] == [9, 8, 7]
 
 
+#: An answer that any verb can read.
+EMPTY: dict[str, Any] = {
+    "jobs": [],
+    "keys": [],
+    "Task": {},
+    "holders": [],
+    "owners": [],
+    "next": None,
+}
+
+
 @pytest.mark.parametrize(
     ("ask", "line"),
     [
@@ -136,13 +147,19 @@ async def test_a_list_is_read_page_by_page_until_there_is_enough(
         (lambda client: client.resume_key("ASR"), "POST /DANE/workers/ASR/resume"),
         (lambda client: client.retry_key("ASR", 500), "POST /DANE/workers/ASR/retry?state=500"),
         (lambda client: client.limits(), "GET /DANE/limits"),
+        (lambda client: client.prioritize(1, 7), "PUT /DANE/job/1/priority"),
+        (lambda client: client.prioritize_task(1, 7), "PUT /DANE/task/1/priority"),
+        (lambda client: client.key_limits("ASR"), "GET /DANE/workers/ASR/limits"),
+        (lambda client: client.limit_key("ASR", rate=1), "PUT /DANE/workers/ASR/limits"),
+        (lambda client: client.owners(), "GET /DANE/owners"),
+        (lambda client: client.change_owner("a/b", weight=2), "PUT /DANE/owners/a%2Fb"),
         (lambda client: client.ready(), "GET /DANE/ready"),
     ],
 )
 async def test_each_verb_asks_for_its_route(
     client: Client, server: Script, ask: Callable[[Client], Any], line: str
 ) -> None:
-    server.answer(line, json({"jobs": [], "keys": [], "Task": {}}))
+    server.answer(line, json(EMPTY))
 
     await ask(client)
 

@@ -29,7 +29,7 @@ def server() -> Iterator[Canned]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = do_DELETE = answer  # noqa: N815  http.server calls them so
+        do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815  http.server calls them so
 
         def log_message(self, *_: Any) -> None: ...
 

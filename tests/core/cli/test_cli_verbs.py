@@ -330,6 +330,77 @@ def test_a_key_is_held_back_let_go_and_retried(dane: Dane, server: Canned) -> No
     ]
 
 
+def test_the_limits_of_a_key_are_shown_with_who_has_its_places(dane: Dane, server: Canned) -> None:
+    limits = {"concurrency": 2, "rate": 10.0, "burst": None}
+    holder = {"task_id": 70, "job_id": 7, "state": "running", "worker": "w1", "since": None}
+    body = {"task_key": "ASR", "limits": limits, "holders": [holder], "next": None}
+    server.answer("GET /DANE/workers/ASR/limits", body)
+
+    said = dane("workers", "limits", "ASR", "--server", server.url)
+
+    assert "ASR  2 at once, 10/s" in said.out
+    assert "70" in said.out
+    assert "w1" in said.out
+    assert server.asked == ["GET /DANE/workers/ASR/limits"]
+
+
+def test_limits_of_a_key_are_set_and_taken_away(dane: Dane, server: Canned) -> None:
+    limits = {"concurrency": 2, "rate": None, "burst": None}
+    body = {"task_key": "ASR", "limits": limits, "holders": [], "next": None}
+    server.answer("PUT /DANE/workers/ASR/limits", body)
+    server.answer("GET /DANE/workers/ASR/limits", body)
+
+    options = ("--concurrency", 2, "--rate", "none")
+    said = dane("workers", "limits", "ASR", *options, "--server", server.url)
+
+    assert said.out == "ASR  2 at once\n"
+    assert json.loads(server.bodies[0]) == {"concurrency": 2, "rate": None}
+
+
+def test_a_limit_that_is_no_number_is_wrong_usage(dane: Dane, server: Canned) -> None:
+    said = dane("workers", "limits", "ASR", "--rate", "fast", "--server", server.url)
+
+    assert said.code == 2
+    assert "--rate" in said.err
+    assert server.asked == []
+
+
+def test_owners_are_listed_and_given_a_share(dane: Dane, server: Canned) -> None:
+    owner = {"owner": "ann", "weight": 3, "max_open": 50_000, "open": 1200}
+    nobody = {"owner": "", "weight": 1, "max_open": None, "open": 7}
+    server.answer("GET /DANE/owners", {"owners": [nobody, owner], "next": None})
+    server.answer("PUT /DANE/owners/ann", owner)
+
+    listed = dane("owners", "--server", server.url)
+    options = ("--weight", 3, "--max-open", "50000")
+    changed = dane("owners", "set", "ann", *options, "--json", "--server", server.url)
+    nothing = dane("owners", "set", "ann", "--server", server.url)
+
+    assert "50,000" in listed.out
+    assert "nobody" in listed.out
+    assert changed.json == owner
+    assert json.loads(server.bodies[1]) == {"weight": 3, "max_open": 50_000}
+    assert nothing.code == 2
+
+
+def test_jobs_and_tasks_are_given_a_priority(dane: Dane, server: Canned) -> None:
+    with_job(server)
+    server.answer("PUT /DANE/job/7/priority", JOB, 202)
+    server.answer("PUT /DANE/task/70/priority", {"Task": TASK})
+
+    job = dane("job", "priority", 7, 9, "--server", server.url)
+    task = dane("task", "priority", 70, 0, "--server", server.url)
+    too_high = dane("job", "priority", 7, 11, "--server", server.url)
+
+    assert "job 7" in job.out
+    assert "ASR" in task.out
+    assert [json.loads(body) for body in server.bodies if body] == [
+        {"priority": 9},
+        {"priority": 0},
+    ]
+    assert too_high.code == 2
+
+
 # --- which server ------------------------------------------------------------------------------
 
 
@@ -375,6 +446,14 @@ def test_nobody_at_the_address_is_exit_code_3(dane: Dane) -> None:
 def test_a_server_without_its_store_is_exit_code_3(dane: Dane, server: Canned) -> None:
     problem = {"title": "The store cannot be reached now", "status": 503, "errors": []}
     server.answer("POST /DANE/job", problem, 503)
+
+    assert dane("submit", "{}", "--server", server.url).code == 3
+
+
+def test_a_full_server_is_exit_code_3(dane: Dane, server: Canned) -> None:
+    """As with one that is away: nothing is wrong with what was asked, and later it is taken."""
+    problem = {"title": "Too much is to be done already", "status": 429, "errors": []}
+    server.answer("POST /DANE/job", problem, 429)
 
     assert dane("submit", "{}", "--server", server.url).code == 3
 
