@@ -57,6 +57,7 @@ class Walks:
     pause_key: Walk[Any]
     rerank: Walk[Any]
     delete: Walk[Any]
+    retry: Walk[Any]
     release: Walk[Any]
 
     @classmethod
@@ -99,6 +100,7 @@ class Walks:
             delete=Walk(
                 name="delete job", unfinished=acts.jobs_buried, step=acts.drop_some, words=stop
             ),
+            retry=Walk(name="retry job", unfinished=acts.jobs_retrying, step=acts.retry_some),
             release=Walk(
                 name="release after node",
                 unfinished=acts.nodes_releasing,
@@ -108,7 +110,7 @@ class Walks:
 
     def __iter__(self) -> Iterator[Walk[Any]]:
         recalling = (self.cancel, self.pause, self.pause_key, self.rerank)
-        return iter((*recalling, self.delete, self.release))
+        return iter((*recalling, self.delete, self.retry, self.release))
 
 
 async def tell(exchange: Exchange, *words: Control) -> None:

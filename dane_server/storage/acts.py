@@ -6,7 +6,6 @@ at once. What began first wins: while a job is being cancelled nothing of it is 
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -36,8 +35,6 @@ _RETRIABLE: Final = (
     TaskState.FAILED,
     TaskState.CANCELLED,
 )
-#: How often a retry goes through what is cancelled, at most.
-_PASSES: Final = 3
 _UNSETTLED: Final = tuple(state for state in TaskState if state not in SETTLED)
 _SENT: Final = (TaskState.DISPATCHING, TaskState.QUEUED)
 _OVER: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
@@ -61,10 +58,6 @@ _Act = Callable[[AsyncConnection, Sequence[sa.Row[Any]], Tally], Awaitable[int]]
 
 class _Overtaken(Exception):
     """Another act came in between; what was done in this transaction is to be rolled back."""
-
-
-class _Cancelled(Exception):
-    """The job is being cancelled since."""
 
 
 class Acts:
@@ -143,7 +136,12 @@ class Acts:
     # --- one job ------------------------------------------------------------------------
 
     async def retry_job(self, job_id: JobId) -> None:
-        """Run again what failed, was cancelled or held; keep what succeeded.
+        """Run again what failed, was cancelled or held. Raises as `begin_retrying`."""
+        await self.begin_retrying(job_id)
+        await self.finish_retrying(job_id)
+
+    async def begin_retrying(self, job_id: JobId) -> None:
+        """Mark a job: what failed, was cancelled or held is to run again; what succeeded stays.
 
         Raises: NotFound; IllegalMove, while it is being cancelled.
         """
@@ -151,22 +149,47 @@ class Acts:
         async def unit(connection: AsyncConnection) -> None:
             if (await _job(connection, job_id)).cancelling:
                 raise _being_cancelled(job_id, "retry it")
+            await connection.execute(sql.end_retrying(job_id))
+            await connection.execute(sql.begin_retrying(job_id))
 
         await self._store.write(unit)
-        with suppress(_Cancelled):  # since: then that is what was asked for last
-            for state in _RETRIABLE:
-                await self._retry_those(job_id, state)
-            # A cancellation may have come and gone between two steps: what it took goes on too.
-            for _ in range(1, _PASSES):
-                if not await self._retry_those(job_id, TaskState.CANCELLED):
-                    break
 
-    async def _retry_those(self, job_id: JobId, state: TaskState) -> int:
-        def some(after: Sequence[int]) -> sa.Select[Any]:
-            return sql.tasks_of_job(job_id, state, after[0], _SOME)
+    async def retry_some(self, job_id: JobId) -> bool:
+        """Run some tasks of a marked job again; false: all that were to run again do.
 
-        still = partial(sql.those_still, state=state)
-        return await self._walk(some, still, _retry_of_job, first=(-1,))
+        From the first to the last of each state, and never back: what is retried can fail again
+        faster than this takes. A cancellation takes the mark away: it was asked for later.
+        """
+
+        async def unit(connection: AsyncConnection) -> bool:
+            mark = (await connection.execute(sql.retrying(job_id))).one_or_none()
+            if mark is None:
+                return False
+            before = (mark.step, mark.after_seq)
+            state, found, after = await _next_to_retry(connection, job_id, before)
+            tally = Tally()
+            if found:
+                rows = (await connection.execute(sql.those_still(found, state))).all()
+                await _again(connection, rows, tally)
+            # After the tasks, and held until the commit: a cancellation that begins now finds them.
+            stopped = await _cancelled_meanwhile(connection, [job_id])
+            moved = await connection.execute(sql.move_retrying(job_id, before, after))
+            if stopped or not moved.rowcount:
+                raise _Overtaken
+            if not found:
+                await connection.execute(sql.end_retrying(job_id))
+            await tally.write(connection)
+            return bool(found)
+
+        try:
+            return await self._store.write(unit)
+        except _Overtaken:
+            return True  # as far as somebody else has left anything
+
+    async def finish_retrying(self, job_id: JobId) -> None:
+        """Run all tasks of a marked job again that are to."""
+        while await self.retry_some(job_id):
+            pass
 
     async def cancel_job(self, job_id: JobId) -> None:
         """Cancel everything that is not settled. Raises as `begin_cancelling`."""
@@ -185,6 +208,7 @@ class Acts:
             if JobStatus(job.status) in _OVER and not job.cancelling:
                 raise IllegalMove(f"job {job_id}", job.status, "cancel it")
             await connection.execute(sql.flag_job(job_id, cancelling=True, paused=False))
+            await connection.execute(sql.end_retrying(job_id))
 
         await self._store.write(unit)
 
@@ -325,6 +349,7 @@ class Acts:
             await connection.execute(sql.bury(job_id))
             await connection.execute(sql.drop_request_keys_of(job_id))
             await connection.execute(sql.drop_rerankings_of(job_id))
+            await connection.execute(sql.end_retrying(job_id))
             await connection.execute(sql.drop_job(job_id))
             await connection.execute(sql.hold_source(job.source_id))
             await connection.execute(sql.forget_source(job.source_id))
@@ -355,6 +380,10 @@ class Acts:
     async def jobs_cancelling(self) -> Sequence[JobId]:
         """The jobs that are being cancelled."""
         return await self._found(sql.jobs_cancelling())
+
+    async def jobs_retrying(self) -> Sequence[JobId]:
+        """The jobs that are being retried."""
+        return await self._found(sql.jobs_retrying())
 
     async def jobs_straying(self) -> Sequence[JobId]:
         """Paused jobs that still have tasks in queues."""
@@ -391,6 +420,8 @@ class Acts:
         """Finish all that was begun, one after the other; servers have a loop for that."""
         for job_id in await self.jobs_cancelling():
             await self.finish_cancelling(job_id)
+        for job_id in await self.jobs_retrying():
+            await self.finish_retrying(job_id)
         for job_id in await self.jobs_straying():
             await self.finish_pausing(job_id)
         for key in await self.keys_straying():
@@ -568,15 +599,17 @@ async def _retry(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally
     return len(mine)
 
 
-async def _retry_of_job(
-    connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally
-) -> int:
-    """Run tasks of one job again. Raises: _Cancelled."""
-    await _again(connection, rows, tally)
-    # After the tasks, and held until the commit: a cancellation that begins now finds them.
-    if await _cancelled_meanwhile(connection, [rows[0].job_id]):
-        raise _Cancelled
-    return len(rows)
+async def _next_to_retry(
+    connection: AsyncConnection, job_id: JobId, before: tuple[int, int]
+) -> tuple[TaskState, list[int], tuple[int, int]]:
+    """The next tasks behind a step and a place: their state, their ids, and where they end."""
+    step, seq = before
+    for state in _RETRIABLE[step:]:
+        found = (await connection.execute(sql.tasks_of_job(job_id, state, seq, _SOME))).all()
+        if found:
+            return state, [row.id for row in found], (step, found[-1].place)
+        step, seq = step + 1, -1
+    return _RETRIABLE[-1], [], (step, seq)
 
 
 async def _again(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], tally: Tally) -> None:

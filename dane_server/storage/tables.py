@@ -213,6 +213,16 @@ rerankings: Final = sa.Table(
     **_INNODB,
 )
 
+#: Jobs that are retried: what is gone through (a place in a list of states), and how far.
+retryings: Final = sa.Table(
+    "retrying",
+    metadata,
+    _id("job_id"),
+    _number("step"),
+    _number("after_seq", -1),  # those up to this one run again
+    **_INNODB,
+)
+
 attempts: Final = sa.Table(
     "attempt",
     metadata,

@@ -22,6 +22,7 @@ from dane_server.storage.tables import (
     once,
     releasing,
     rerankings,
+    retryings,
     tasks,
 )
 
@@ -290,6 +291,7 @@ async def rows_left(store: Store, job_id: JobId) -> dict[str, int]:
         "once": _count(once, once.c.job_id == job_id),
         "releasing": _count(releasing, releasing.c.src.not_in(known)),
         "reranking": _count(rerankings, rerankings.c.job_id == job_id),
+        "retrying": _count(retryings, retryings.c.job_id == job_id),
         "deletion": _count(deletions, deletions.c.job_id == job_id),
     }
 

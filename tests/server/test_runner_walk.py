@@ -111,6 +111,54 @@ async def test_a_deleted_job_is_gone_before_workers_are_told_and_its_tasks_after
         await ledger.reader.job(job)
 
 
+async def test_a_large_job_is_retried_behind_the_answer_by_whoever_is_there(
+    ledger: Ledger,
+) -> None:
+    """The one who asked does not wait for it, and need not live to see it."""
+    job = await queued_job(ledger)
+    await ledger.acts.cancel_job(job)
+
+    await new_runner(ledger, MemoryExchange()).retry_job(job)
+
+    assert (await states(ledger, job)).count(TaskState.READY) == 2
+    await walker_of(ledger, MemoryExchange()).finish()
+    assert await states(ledger, job) == [TaskState.READY] * 5
+    assert await ledger.acts.jobs_retrying() == []
+
+
+async def test_what_fails_again_is_not_retried_once_more(ledger: Ledger) -> None:
+    """It could fail faster than the walk goes on, and for ever."""
+    job = await ledger.submit(parallel(*["A"] * 5))
+    await ledger.answer_all(500)
+    await ledger.acts.begin_retrying(job)
+    while await ledger.acts.retry_some(job):
+        await ledger.answer_all(500)
+
+    assert [one.attempt for one in await ledger.tasks(job)] == [2] * 5
+
+
+@pytest.mark.parametrize("act", ["cancel_job", "delete_job"])
+async def test_a_later_act_ends_a_retry_that_is_under_way(ledger: Ledger, act: str) -> None:
+    """What was asked for last is what happens."""
+    job = await ledger.submit(parallel(*["A"] * 5))
+    await ledger.acts.cancel_job(job)
+    await ledger.acts.begin_retrying(job)
+    await ledger.acts.retry_some(job)
+
+    await getattr(ledger.acts, act)(job)
+
+    assert not await ledger.acts.retry_some(job)
+    assert await ledger.acts.jobs_retrying() == []
+    assert TaskState.READY not in await states_left(ledger, job)
+
+
+async def states_left(ledger: Ledger, job: JobId) -> list[TaskState]:
+    try:
+        return await states(ledger, job)
+    except NotFound:
+        return []
+
+
 async def test_what_is_in_force_does_not_fail_with_the_store(ledger: Ledger) -> None:
     """The mark is there: the one who asked need not ask again."""
     job = await queued_job(ledger)

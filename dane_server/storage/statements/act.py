@@ -20,6 +20,7 @@ from dane_server.storage.tables import (
     rejected,
     releasing,
     rerankings,
+    retryings,
     sources,
     task_keys,
     tasks,
@@ -224,6 +225,34 @@ def note_cut(job_ids: Sequence[int], at: datetime) -> sa.Update:
 
 def flag_job(job_id: int, **flags: bool) -> sa.Update:
     return sa.update(jobs).where(jobs.c.id == job_id).values(**flags)
+
+
+def begin_retrying(job_id: int) -> sa.Insert:
+    return sa.insert(retryings).values(job_id=job_id)
+
+
+def jobs_retrying() -> sa.Select[Any]:
+    return sa.select(retryings.c.job_id)
+
+
+def retrying(job_id: int) -> sa.Select[Any]:
+    """How far the retry of a job has come."""
+    return sa.select(retryings).where(retryings.c.job_id == job_id)
+
+
+def move_retrying(job_id: int, before: tuple[int, int], after: tuple[int, int]) -> sa.Update:
+    """Note how far it has come now, by step and place, unless somebody else moved it."""
+    step, seq = before
+    return (
+        sa.update(retryings)
+        .where(retryings.c.job_id == job_id, retryings.c.step == step)
+        .where(retryings.c.after_seq == seq)
+        .values(step=after[0], after_seq=after[1])
+    )
+
+
+def end_retrying(job_id: int) -> sa.Delete:
+    return sa.delete(retryings).where(retryings.c.job_id == job_id)
 
 
 def job_for_act(job_id: int) -> sa.Select[Any]:
