@@ -57,7 +57,7 @@ async def claim_ready(connection: AsyncConnection, asked: Claiming) -> list[Clai
     if len(keys) > asked.limit:
         keys = sorted(random.sample(keys, asked.limit))
     held = await _held(connection, keys) if keys else {}  # not those just paused
-    flights = {key: await _flight(connection, key) for key in held}
+    flights = await _flights(connection, sorted(held))
     rooms = {key: _room(held[key], flights[key], asked.window) for key in held}
     claims: list[Claim] = []
     passing: set[int] = set()
@@ -121,19 +121,24 @@ async def _take(connection: AsyncConnection, claims: Sequence[Claim], lease: tim
 class _Flight:
     """What of a key is sent, and what runs."""
 
-    def __init__(self, rows: Sequence[sa.Row[Any]]) -> None:
+    def __init__(self) -> None:
         self.jobs = Counter[tuple[int, int]]()
         self.sent = self.running = 0
-        for row in rows:
-            self.jobs[row.owner_id, row.job_id] += row.size
-            if row.state in SENT:
-                self.sent += row.size
-            else:
-                self.running += row.size
+
+    def add(self, row: sa.Row[Any]) -> None:
+        self.jobs[row.owner_id, row.job_id] += row.size
+        if row.state in SENT:
+            self.sent += row.size
+        else:
+            self.running += row.size
 
 
-async def _flight(connection: AsyncConnection, key: str) -> _Flight:
-    return _Flight((await connection.execute(sql.in_flight(key))).all())
+async def _flights(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, _Flight]:
+    flights = {key: _Flight() for key in keys}
+    if keys:
+        for row in await connection.execute(sql.in_flight(keys)):
+            flights[row.task_key].add(row)
+    return flights
 
 
 def _room(key: sa.Row[Any], flight: "_Flight | sa.Row[int, int, int]", window: int) -> int:
@@ -184,6 +189,7 @@ def _claim(row: sa.Row[Any]) -> Claim:
         task_id=TaskId(row.id),
         job_id=JobId(row.job_id),
         key=row.task_key,
+        type=row.type,
         name=row.name,
         args=orjson.loads(row.args) if row.args else {},
         priority=MAX_PRIORITY - row.rank,

@@ -65,18 +65,19 @@ def put_off_next(key: str, time: datetime) -> sa.Update:
     return sa.update(task_keys).where(task_keys.c.task_key == key).values(next_at=time)
 
 
-def in_flight(key: str) -> sa.Select[Any]:
-    """How many tasks of a key are sent or running, by owner and job."""
+def in_flight(keys: Sequence[str]) -> sa.Select[Any]:
+    """How many tasks of some keys are sent or running, by owner and job."""
     return (
         sa.select(
+            tasks.c.task_key,
             tasks.c.state,
             tasks.c.owner_id,
             tasks.c.job_id,
             sa.func.count().label("size"),
         )
         .with_hint(tasks, _BY_KEY, "mysql")
-        .where(tasks.c.state.in_(values_of([*SENT, TaskState.RUNNING])), tasks.c.task_key == key)
-        .group_by(tasks.c.state, tasks.c.owner_id, tasks.c.job_id)
+        .where(tasks.c.state.in_(values_of([*SENT, TaskState.RUNNING])), tasks.c.task_key.in_(keys))
+        .group_by(tasks.c.task_key, tasks.c.state, tasks.c.owner_id, tasks.c.job_id)
     )
 
 
@@ -110,10 +111,14 @@ def weights_of(owner_ids: Collection[int]) -> sa.Select[Any]:
     return sa.select(owners.c.id, owners.c.weight).where(owners.c.id.in_(sorted(owner_ids)))
 
 
+#: A scalar: a join would lock the job too.
+_TYPE: Final = sa.select(jobs.c.type).where(jobs.c.id == tasks.c.job_id).scalar_subquery()
+
 CLAIMED: Final = (
     tasks.c.id,
     tasks.c.job_id,
     tasks.c.task_key,
+    _TYPE.label("type"),
     tasks.c.name,
     tasks.c.args,
     tasks.c.rank,
@@ -229,6 +234,7 @@ def claim_free() -> sa.Update:
             state=TaskState.DISPATCHING,
             pending=0,
             dispatch=tasks.c.dispatch + 1,
+            queued_at=now(),  # a worker may well be quicker than the confirmation
             due_at=later(sa.bindparam("lease_seconds", type_=sa.Float)),
             message=None,
         )
