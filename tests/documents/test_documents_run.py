@@ -341,7 +341,7 @@ async def test_jobs_are_found_and_shown_as_the_page_says(tmp_path: Path) -> None
     (sentence,) = re.findall(r"`GET /DANE/jobs` lists.*?more\.", PAGE, re.DOTALL)
     filters = set(re.findall(r"`([\w.=]+)`", sentence)) - {"next"}
     values = {"status": "accepted", "state": "422", "task_key": "nobody", "source_id": "NEWS-1"}
-    values |= {"since": "2020-01-01", "until": "2120-01-01", "limit": "1"}
+    values |= {"owner": "", "since": "2020-01-01", "until": "2120-01-01", "limit": "1"}
 
     async with plain_server(tmp_path) as http:
         for _ in range(2):

@@ -140,7 +140,7 @@ async def routes(tmp_path: Path) -> set[str]:
 
 @pytest.mark.parametrize("document", [README, CLIENT_AUTHORS, OPERATORS])
 def test_every_route_is_one(document: str, routes: set[str]) -> None:
-    told = re.findall(r"(?:GET|POST|DELETE) /DANE/[\w/{}.-]*", text_of(document))
+    told = re.findall(r"(?:GET|POST|PUT|DELETE) /DANE/[\w/{}.-]*", text_of(document))
 
     assert told
     assert {as_published(route) for route in told} <= routes
