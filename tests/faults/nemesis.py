@@ -37,8 +37,9 @@ from tests.services.rabbitmq import Broker
 _PAUSES: Final = (1.0, 6.0)
 #: How long a fault lasts that has an end.
 _LASTS: Final = (0.5, 8.0)
-#: After which everything has to be done, once all is healed.
-RECOVERY: Final = 120.0
+#: After which everything has to be done, once all is healed: an answer that was deleted with its
+#: queue is missed after three minutes, and its successors wait for it.
+RECOVERY: Final = 240.0
 #: Jobs that may be under way; posting waits for more room.
 _OPEN: Final = 60
 _WORKERS: Final = 3
