@@ -9,7 +9,7 @@ A node with very many successors lets them go in a walk of many transactions: a 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -185,14 +185,30 @@ async def reopen_after(connection: AsyncConnection, nodes: Sequence[int], tally:
         behind: list[int] = []
         await stop_walks(connection, nodes, tally)
         for some in chunks(nodes):
-            out = (await connection.execute(sql.onward(some))).all()
-            waits = [edge for edge in out if not edge.reopened and _has_not_gone(edge)]
-            joins = sorted({edge.dst for edge in out if _is_passed_join(edge)})
-            passed = [edge for edge in out if edge.dst in joins]
-            await _reopen(connection, [(edge.src, edge.dst) for edge in [*waits, *passed]])
-            await _block_joins(connection, joins)
-            behind += joins
+            async for out in _onward(connection, some):
+                waits = [edge for edge in out if not edge.reopened and _has_not_gone(edge)]
+                joins = {edge.dst for edge in out if _is_passed_join(edge)}
+                passed = [edge for edge in out if edge.dst in joins]
+                await _reopen(connection, [(edge.src, edge.dst) for edge in [*waits, *passed]])
+                await _block_joins(connection, sorted(joins))
+                behind += sorted(joins)
         nodes = behind
+
+
+async def _onward(
+    connection: AsyncConnection, nodes: Sequence[int]
+) -> AsyncIterator[Sequence[sa.Row[Any]]]:
+    """The edges out of some nodes, so many at a time that nobody else has to wait for them."""
+    left = sorted(nodes)
+    while left:
+        out = (await connection.execute(sql.onward(left, _STEP))).all()
+        yield out
+        left = [node for node in left if node > out[-1].src] if len(out) == _STEP else []
+        while len(out) == _STEP:
+            last = out[-1]
+            behind = sql.onward_behind(last.src, last.dst, _STEP)
+            out = (await connection.execute(behind)).all()
+            yield out
 
 
 def _has_not_gone(edge: sa.Row[Any]) -> bool:

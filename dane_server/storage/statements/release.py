@@ -125,11 +125,20 @@ def make_ready() -> sa.Update:
     )
 
 
-def onward(ids: Sequence[int]) -> sa.Select[Any]:
-    """Edges out of nodes that were done once, with the node at the other end.
+def onward(ids: Sequence[int], limit: int) -> sa.Select[Any]:
+    """The first edges out of nodes that were done once, with the node at the other end.
 
     Locked: two nodes in front of one join may begin anew at the same time.
     """
+    return _onward(limit).where(edges.c.src.in_(ids))
+
+
+def onward_behind(src: int, dst: int, limit: int) -> sa.Select[Any]:
+    """The next edges out of a node, those behind the one to `dst`."""
+    return _onward(limit).where(edges.c.src == src, edges.c.dst > dst)
+
+
+def _onward(limit: int) -> sa.Select[Any]:
     return (
         sa.select(
             edges.c.src,
@@ -140,8 +149,8 @@ def onward(ids: Sequence[int]) -> sa.Select[Any]:
             tasks.c.pending,
         )
         .join_from(edges, tasks, tasks.c.id == edges.c.dst)
-        .where(edges.c.src.in_(ids))
         .order_by(edges.c.src, edges.c.dst)
+        .limit(limit)
         .with_for_update()
     )
 
