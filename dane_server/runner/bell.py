@@ -18,15 +18,26 @@ class LocalBell:
 
     def __init__(self) -> None:
         self._rung = asyncio.Event()
+        self._is_for_store = False
         self._put_off = asyncio.Event()
 
     async def ring(self) -> None:
+        self._is_for_store = True
         self._rung.set()
 
-    async def heard(self) -> None:
-        """Wait for a ring; several rings while nobody waited count as one."""
+    def call(self) -> None:
+        """Wake the dispatcher for what it has been handed; in the store there is nothing new."""
+        self._rung.set()
+
+    async def heard(self) -> bool:
+        """Wait for a ring; several rings while nobody waited count as one.
+
+        Returns whether there may be something in the store.
+        """
         await self._rung.wait()
         self._rung.clear()
+        is_for_store, self._is_for_store = self._is_for_store, False
+        return is_for_store
 
     def expect(self) -> None:
         """Something was put off: the sweeper is to reckon anew when it has to look."""

@@ -4,30 +4,33 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from dane_core.errors import ExchangeUnreachable
 from dane_core.exchange.base import Exchange, Fate
-from dane_core.job import JobId
+from dane_core.job import JobId, TaskId
 from dane_core.message import TaskMessage
 from dane_core.routing import RESPONSE_QUEUE
 from dane_server.runner.bell import LocalBell
+from dane_server.runner.heads import Heads
 from dane_server.runner.pace import Pace
 from dane_server.runner.route import Router
 from dane_server.runner.ticket import Signer
 from dane_server.storage.chunk import chunks
+from dane_server.storage.inline import Inline
 from dane_server.storage.reader import Reader
 from dane_server.storage.view import Claim, JobHead
 from dane_server.storage.writer import Writer
-from dane_server.supervise import Stopping
+from dane_server.supervise import Stopped, Stopping
 
 logger = logging.getLogger(__name__)
 
 #: Between two looks whether an alarm of the broker is over, in seconds. No event tells it.
 _ALARM_LOOK: Final = 0.25
+#: What was sent along is written down as sent unless it is answered within so many seconds.
+_MARKED_AFTER: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,14 @@ class Moment:
     @property
     def age(self) -> float:
         return time.monotonic() - self.monotonic
+
+
+class _Batch(NamedTuple):
+    """Claims to send together, with a moment before they were claimed."""
+
+    claimed: Moment
+    claims: Sequence[Claim]
+    along: bool  # by who recorded what was before them
 
 
 class Dispatcher:
@@ -68,6 +79,8 @@ class Dispatcher:
         #: Lets go what found no queue; to be kept running beside this.
         self.router = Router(writer=writer, bell=bell, stopping=self._stopping)
         self._handed_over: deque[tuple[Moment, Sequence[Claim]]] = deque()
+        self._heads = Heads(reader)
+        self._unmarked: dict[TaskId, tuple[Moment, Claim]] = {}  # the longest sent comes first
         self._bound_meanwhile: set[str] = set()
         self._without_worker: set[str] = set()
         self._full: set[str] = set()
@@ -75,19 +88,36 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Send whenever the bell rings, until told to stop; no claim is left unsent then."""
+        look = True
         while True:
-            await self._outlast_alarm()
-            while not self._exchange.blocked and await self.send_some():
+            look = await self._outlast_alarm() or look
+            while not self._exchange.blocked and await self.send_some(look=look):
                 pass
+            await self._mark_slow()
             if not self._exchange.blocked:
-                async with self._stopping.idle():
-                    await self._bell_or_next_place()
+                look = await self._wait()
 
-    async def _bell_or_next_place(self) -> None:
-        """Wait for the bell, but not longer than until the rate of a key lets a task go."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._next_place):
-                await self._bell.heard()
+    async def _wait(self) -> bool:
+        """Wait until there is something to do; whether to look for it in the store."""
+        try:
+            async with self._stopping.idle():
+                return await self._bell_or_next_place()
+        except Stopped:
+            await self._mark_slow(patience=0.0)
+            raise
+
+    async def _bell_or_next_place(self) -> bool:
+        """Wait for the bell, but not longer than until the rate of a key lets a task go.
+
+        Nor much longer than until what was sent along is to be marked.
+        """
+        waits = [self._next_place, _MARKED_AFTER if self._unmarked else None]
+        soonest = min((wait for wait in waits if wait is not None), default=None)
+        try:
+            async with asyncio.timeout(soonest):
+                return await self._bell.heard()
+        except TimeoutError:
+            return soonest == self._next_place
 
     @property
     def window(self) -> int:
@@ -95,34 +125,42 @@ class Dispatcher:
         return 0 if self._stopping.told else self._pace.window
 
     async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
-        """Send what was claimed elsewhere, before anything else; the ringer rings the bell.
+        """Send what was claimed elsewhere, before anything else.
 
         `claimed` is a moment before the claim. Whoever hands over while everything stops sends
         it, since `run` may have ended. Raises: ExchangeUnreachable, only then.
         """
         if claims and not self._exchange.blocked:  # otherwise their leases bring them back
             self._handed_over += [(claimed, some) for some in chunks(claims, self._pace.batch)]
+            self._bell.call()
             while self._stopping.told and await self.send_some():
                 pass
+
+    def note_settled(self, task_ids: Iterable[TaskId]) -> None:
+        """These tasks have been answered: that they were sent need not be written down any more."""
+        for task_id in task_ids:
+            self._unmarked.pop(task_id, None)
 
     def note_bound(self, keys: Collection[str]) -> None:
         """Queues were bound for these keys: what found none may go, or is finding none just now."""
         self._bound_meanwhile |= set(keys)
         self.router.note_bound(keys)
 
-    async def send_some(self) -> bool:
+    async def send_some(self, *, look: bool = True) -> bool:
         """Send one batch of what is ready; false when there was nothing.
 
+        What was handed over goes first. Then, if it is to `look`, what is found in the store.
         Raises: ExchangeUnreachable, without claiming anything, or when the exchange stopped
         answering in the middle: then the leases of the claims bring the tasks back.
         """
         if not self._exchange.connected:
             self._handed_over.clear()  # their leases bring them back
             raise ExchangeUnreachable("no connection to the exchange")
-        claimed, claims = await self._next_claims()
-        if not claims:
+        batch = self._handed_batch() or (await self._found_batch() if look else None)
+        if batch is None:
             return False
-        heads = await self._reader.heads(claim.job_id for claim in claims)
+        claimed, claims = batch.claimed, batch.claims
+        heads = await self._heads.of(claim.job_id for claim in claims)
         claims = [claim for claim in claims if claim.job_id in heads]
         messages = await self._messages(claims, heads, claimed.wall)
         if self._is_too_late(claimed):
@@ -131,40 +169,49 @@ class Dispatcher:
         fates = await self._exchange.publish(
             [(message.routing_key, message.seal(self._reply_to)) for message in messages]
         )
-        await self._mark(claims, fates)
+        await self._mark(claims, fates, along=batch.along)
         return True
 
-    async def _outlast_alarm(self) -> None:
-        """Claim nothing while the broker takes nothing: what is claimed waits for its lease."""
+    async def _outlast_alarm(self) -> bool:
+        """Claim nothing while the broker takes nothing: what is claimed waits for its lease.
+
+        Returns whether there was an alarm.
+        """
         if not (reason := self._exchange.blocked):
-            return
+            return False
         logger.warning("the broker takes no messages (%s): no tasks are sent until it does", reason)
         self._handed_over.clear()
         while self._exchange.blocked:
             async with self._stopping.idle():
                 await asyncio.sleep(_ALARM_LOOK)
         logger.warning("the broker takes messages again: tasks are sent")
+        return True
 
-    async def _next_claims(self) -> tuple[Moment, Sequence[Claim]]:
-        """What to send next, and a moment before it was claimed; nothing new while stopping."""
-        pace = self._pace
+    def _handed_batch(self) -> "_Batch | None":
+        """What was handed over, some of it together."""
+        limit = self._pace.batch
         while self._handed_over:
             claimed, claims = self._handed_over.popleft()
-            while self._handed_over and len(claims) + len(self._handed_over[0][1]) <= pace.batch:
+            while self._handed_over and len(claims) + len(self._handed_over[0][1]) <= limit:
                 claims = [*claims, *self._handed_over.popleft()[1]]
             if not self._is_too_late(claimed):
-                return claimed, claims
-        now = Moment()
+                return _Batch(claimed, claims, along=True)
+        return None
+
+    async def _found_batch(self) -> "_Batch | None":
+        """What there is to send in the store, claimed now; nothing while stopping."""
+        now, pace = Moment(), self._pace
         if self._stopping.told:
-            return now, []
+            return None
         self._next_place = None
-        return now, await self._writer.claim_ready(
+        claims = await self._writer.claim_ready(
             window=pace.window,
             limit=pace.batch,
             lease=pace.lease,
             ageing=pace.ageing,
             put_off=self._put_off,
         )
+        return _Batch(now, claims, along=False) if claims else None
 
     def _put_off(self, seconds: float) -> None:
         soonest = self._next_place
@@ -184,9 +231,12 @@ class Dispatcher:
         self, claims: Sequence[Claim], heads: Mapping[JobId, JobHead], sent_at: float
     ) -> list[TaskMessage]:
         # Sent at the time of the claim: what was changed after that, a worker asks about.
-        responses = await self._reader.responses(claims)
+        unknown = [claim for claim in claims if claim.earlier is None]
+        earlier = await self._reader.responses(unknown) if unknown else {}
         return [
-            self._message(claim, heads[claim.job_id], responses[claim.task_id], sent_at)
+            self._message(
+                claim, heads[claim.job_id], claim.earlier or earlier[claim.task_id], sent_at
+            )
             for claim in claims
         ]
 
@@ -194,7 +244,7 @@ class Dispatcher:
         self,
         claim: Claim,
         head: JobHead,
-        response: tuple[Mapping[str, Any], bool],
+        response: Inline,
         sent_at: float,
     ) -> TaskMessage:
         answers, partial = response
@@ -203,7 +253,7 @@ class Dispatcher:
             job_id=claim.job_id,
             source_url=head.source_url,
             source_id=head.source_id,
-            type=head.type,
+            type=claim.type,
             priority=claim.priority,
             metadata=head.metadata,
             key=claim.key,
@@ -215,13 +265,11 @@ class Dispatcher:
             sent_at=sent_at,
         )
 
-    async def _mark(self, claims: Sequence[Claim], fates: Sequence[Fate]) -> None:
+    async def _mark(self, claims: Sequence[Claim], fates: Sequence[Fate], *, along: bool) -> None:
         by_fate: dict[Fate, list[Claim]] = {fate: [] for fate in Fate}
         for claim, fate in zip(claims, fates, strict=True):
             by_fate[fate].append(claim)
-        await self._writer.mark_sent(
-            by_fate[Fate.ROUTED], by_fate[Fate.UNROUTABLE], again=self._pace.route_again
-        )
+        await self._note_sent(by_fate[Fate.ROUTED], by_fate[Fate.UNROUTABLE], along=along)
         unroutable = {claim.key for claim in by_fate[Fate.UNROUTABLE]}
         if bound := sorted(unroutable & self._bound_meanwhile):
             self.router.note_bound(bound)
@@ -231,6 +279,28 @@ class Dispatcher:
         if by_fate[Fate.UNKNOWN]:
             raise ExchangeUnreachable(
                 f"{len(by_fate[Fate.UNKNOWN])} messages were not confirmed in time"
+            )
+
+    async def _note_sent(
+        self, routed: Sequence[Claim], unroutable: Sequence[Claim], *, along: bool
+    ) -> None:
+        """Write down what the exchange took; of what was sent along, later, or never.
+
+        A worker that is quick answers first, and then it is written down that it did.
+        """
+        if along and not self._stopping.told:
+            self._unmarked |= {claim.task_id: (Moment(), claim) for claim in routed}
+            routed = []
+        if routed or unroutable:
+            await self._writer.mark_sent(routed, unroutable, again=self._pace.route_again)
+
+    async def _mark_slow(self, patience: float = _MARKED_AFTER) -> None:
+        """Write down that tasks were sent which were not answered for so many seconds."""
+        sent = [*self._unmarked.values()]
+        if sent and sent[0][0].age >= patience:
+            self._unmarked.clear()
+            await self._writer.mark_sent(
+                [claim for _, claim in sent], [], again=self._pace.route_again
             )
 
     def _note_missing_workers(self, unroutable: set[str], routed: set[str]) -> None:

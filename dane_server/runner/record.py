@@ -179,6 +179,7 @@ class Recorder:
         recorded = await self._writer.record(
             answers, window=self._dispatcher.window, lease=self._pace.lease
         )
+        self._dispatcher.note_settled(recorded.settled)
         await self._dispatcher.hand_over(recorded.claims, began)
         if recorded.late:
             logger.info("did not record %s", _summary(recorded.late, recorded.reasons))
@@ -187,7 +188,7 @@ class Recorder:
             self._warn_of_twins(recorded.twice)
         if recorded.walks:
             self._left_over()
-        if recorded.settled:
+        if recorded.settled and recorded.more:
             await self._bell.ring()  # successors, or a place in the window
         if TaskState.BACKOFF in recorded.settled.values():
             self._bell.expect()

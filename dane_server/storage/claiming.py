@@ -203,28 +203,45 @@ def _claim(row: sa.Row[Any]) -> Claim:
 async def claim_along(
     connection: AsyncConnection,
     free: Sequence[sa.Row[Any]],
-    window: int,
-    lease: timedelta,
+    places: Mapping[str, int],
+    asked: Claiming,
 ) -> list[Claim]:
     """Claim locked tasks that this transaction lets go, as far as there is room for them.
 
-    Not those of a key that has others ready: whose turn it is, is found out with them.
+    `places` are those in the exchange, by key, that this transaction has made free. Not claimed
+    is what is of a key that has others ready: whose turn it is, is found out with them.
     """
-    by_key: dict[str, list[Claim]] = {}
-    if len(free) <= ROWS:
+    by_key: dict[str, list[sa.Row[Any]]] = {}
+    if len(free) <= ROWS and asked.window:
         for task in sorted(free, key=lambda task: (task.rank, task.id)):
             if not task.stopped:
-                by_key.setdefault(task.task_key, []).append(_claim(task))
-    if not by_key:
-        return []
-    held = await _held(connection, sorted(by_key))
+                by_key.setdefault(task.task_key, []).append(task)
+    passed_on = {key for key, own in by_key.items() if _may_pass_on(own, places.get(key, 0))}
+    claims = [_claim(task) for key in passed_on for task in by_key.pop(key)]
+    claims += await _claim_of_room(connection, by_key, asked.window)
+    if ids := sorted(claim.task_id for claim in claims):
+        taken = {"ids": ids, "lease_seconds": asked.lease.total_seconds()}
+        await connection.execute(sql.claim_free(), taken)
+    return claims
+
+
+def _may_pass_on(own: Sequence[sa.Row[Any]], places: int) -> bool:
+    """Whether tasks of a key may have the places of those before them.
+
+    What a key has in the exchange stays the same then: nobody has to count it, or to hold it.
+    """
+    return len(own) <= places and own[0].is_open and not own[0].others_ready
+
+
+async def _claim_of_room(
+    connection: AsyncConnection, by_key: Mapping[str, Sequence[sa.Row[Any]]], window: int
+) -> list[Claim]:
+    """Claims of what there is room for, to be written down by the caller."""
+    held = await _held(connection, sorted(by_key)) if by_key else {}
     claims: list[Claim] = []
     for key, row in held.items():
-        claims += by_key[key][: max(await _room_alone(connection, row, window), 0)]
-    if ids := sorted(claim.task_id for claim in claims):
-        await connection.execute(
-            sql.claim_free(), {"ids": ids, "lease_seconds": lease.total_seconds()}
-        )
+        room = max(await _room_alone(connection, row, window), 0)
+        claims += [_claim(task) for task in by_key[key][:room]]
     await _spend(connection, held, claims, lambda _: None)
     return claims
 

@@ -171,7 +171,6 @@ def heads(job_ids: Sequence[int]) -> sa.Select[Any]:
         jobs.c.id,
         jobs.c.source_id,
         jobs.c.source_url,
-        jobs.c.type,
         jobs.c.metadata,
         jobs.c.shared,
     ).where(jobs.c.id.in_(job_ids))
@@ -242,6 +241,17 @@ def answer_of(task_id: int) -> sa.Select[Any]:
 
 def answers_of(task_ids: Sequence[int]) -> sa.Select[Any]:
     return sa.select(answers.c.task_id, answers.c.body).where(answers.c.task_id.in_(task_ids))
+
+
+def answered_in(job_id: int, after: tuple[bool, int], limit: int) -> sa.Select[Any]:
+    """Which tasks of a job have answered, from the index alone: the next of the solo or others."""
+    solo, task_id = after
+    return (
+        sa.select(answers.c.task_id)
+        .where(answers.c.job_id == job_id, answers.c.solo == solo, answers.c.task_id > task_id)
+        .order_by(answers.c.task_id)
+        .limit(limit)
+    )
 
 
 def answers_of_job(job_id: int) -> sa.Select[Any]:

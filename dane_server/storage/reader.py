@@ -11,12 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.errors import BadSpec, Fault, NotFound
 from dane_core.job import Attempt, Cancel, Counts, Job, JobId, Retry, Task, TaskId
-from dane_core.message import INLINE_LIMIT, Offer
+from dane_core.message import Offer
 from dane_core.routing import MAX_PRIORITY
 from dane_core.states import FACES, JobStatus, TaskState
 from dane_server.storage import questions as ask
 from dane_server.storage.chunk import chunks
 from dane_server.storage.engine import Store
+from dane_server.storage.inline import INLINE_ANSWERS, Inline, inline
 from dane_server.storage.quotas import limits_of, standing_of
 from dane_server.storage.statements.act import CUT
 from dane_server.storage.view import (
@@ -35,8 +36,9 @@ from dane_server.storage.view import (
     WorkerState,
 )
 
-#: Places of a job that are looked at together.
+#: Places of a job that are looked at together, and ids alone.
 _PLACES: Final = 500
+_IDS: Final = 5000
 
 
 class Reader:
@@ -162,6 +164,22 @@ class Reader:
             lambda connection: _some_tasks(connection, job_id, after_seq, after_seq + number)
         )
 
+    async def answered(self, job_id: JobId) -> frozenset[TaskId]:
+        """The tasks of a job that have answered."""
+
+        async def unit(connection: AsyncConnection) -> frozenset[TaskId]:
+            found: set[TaskId] = set()
+            for solo in (False, True):
+                some, last = [0] * _IDS, 0
+                while len(some) == _IDS:
+                    page = ask.answered_in(job_id, (solo, last), _IDS)
+                    some = list(await connection.scalars(page))
+                    found.update(map(TaskId, some))
+                    last = some[-1] if some else last
+            return frozenset(found)
+
+        return await self._store.read(unit)
+
     async def answers(self, task_ids: Sequence[TaskId]) -> Mapping[TaskId, str]:
         """The answers of some tasks, as they are written."""
 
@@ -245,9 +263,7 @@ class Reader:
 
         return await self._store.read(unit)
 
-    async def responses(
-        self, claims: Sequence[Claim]
-    ) -> Mapping[TaskId, tuple[Mapping[str, Any], bool]]:
+    async def responses(self, claims: Sequence[Claim]) -> Mapping[TaskId, Inline]:
         """What earlier tasks answered, for tasks about to be sent, and whether some is left out.
 
         Inline come the answers of direct predecessors, then those of the tasks whose key
@@ -256,11 +272,11 @@ class Reader:
 
         async def unit(
             connection: AsyncConnection,
-        ) -> Mapping[TaskId, tuple[Mapping[str, Any], bool]]:
+        ) -> Mapping[TaskId, Inline]:
             direct = await _direct_answers(connection, claims)
             solo = await _solo_answers(connection, sorted({claim.job_id for claim in claims}))
             return {
-                claim.task_id: _inline([*direct[claim.task_id], *solo[claim.job_id]])
+                claim.task_id: inline([*direct[claim.task_id], *solo[claim.job_id]])
                 for claim in claims
             }
 
@@ -493,8 +509,6 @@ async def _open_predecessors(
 
 # --- what a message carries -----------------------------------------------------------------
 
-#: More answers than this do not fit into a message anyway, or nobody reads them there.
-_INLINE_ANSWERS: Final = 100
 #: Tasks with no more predecessors than this are asked about together.
 _FEW: Final = 8
 
@@ -529,7 +543,7 @@ async def _direct_answers(
 
 
 async def _some_answers(connection: AsyncConnection, nodes: Sequence[int]) -> _Answers:
-    rows = await connection.execute(ask.answers_before(nodes, _INLINE_ANSWERS + 1))
+    rows = await connection.execute(ask.answers_before(nodes, INLINE_ANSWERS + 1))
     return sorted(rows, key=_by_task)
 
 
@@ -542,41 +556,10 @@ async def _solo_answers(
 ) -> defaultdict[JobId, list[sa.Row[Any]]]:
     solo: defaultdict[JobId, list[sa.Row[Any]]] = defaultdict(list)
     for some in chunks(job_ids):
-        rows = await connection.execute(ask.solo_answers(some, _INLINE_ANSWERS + 1))
+        rows = await connection.execute(ask.solo_answers(some, INLINE_ANSWERS + 1))
         for row in sorted(rows, key=_by_task, reverse=True):
             solo[JobId(row.job_id)].append(row)
     return solo
-
-
-def _inline(rows: Sequence[sa.Row[Any]]) -> tuple[Mapping[str, Any], bool]:
-    """The answers by key, as many as fit: a list where a key occurs more often in the job.
-
-    A list comes whole or not at all: one with gaps would look like one without.
-    """
-    answers = list({row.task_id: row for row in rows}.values())
-    response: dict[str, Any] = {}
-    left_out = {row.task_key for row in answers[_INLINE_ANSWERS:]}
-    if left_out:  # there may be more than were asked for
-        left_out |= {row.task_key for row in answers if not row.solo}
-    room = INLINE_LIMIT
-    for row in answers[:_INLINE_ANSWERS]:
-        size = _bytes_in(row.body)
-        if size > room or row.task_key in left_out:
-            left_out.add(row.task_key)
-            continue
-        room -= size
-        body = orjson.Fragment(row.body)
-        if row.solo:
-            response[row.task_key] = body
-        else:
-            response.setdefault(row.task_key, []).append(body)
-    for key in left_out:
-        response.pop(key, None)
-    return response, bool(left_out)
-
-
-def _bytes_in(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
 
 
 def _head(row: sa.Row[Any]) -> JobHead:
@@ -584,7 +567,6 @@ def _head(row: sa.Row[Any]) -> JobHead:
         id=JobId(row.id),
         source_id=row.source_id,
         source_url=row.source_url,
-        type=row.type,
         metadata=orjson.loads(row.metadata),
         shared=orjson.loads(row.shared),
     )

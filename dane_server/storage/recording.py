@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -12,16 +13,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dane_core.job import Retry, TaskId
 from dane_core.message import Answer, Ticket
 from dane_core.routing import MEDIA_TYPE
-from dane_core.states import IN_FLIGHT, TaskState, outcome_number, outcome_state
+from dane_core.states import IN_FLIGHT, SENT, TaskState, outcome_number, outcome_state
 from dane_server.storage.chunk import ROWS, chunks, fitting
-from dane_server.storage.claiming import claim_along
+from dane_server.storage.claiming import Claiming, claim_along
+from dane_server.storage.inline import inline
 from dane_server.storage.rejecting import count_rejections
 from dane_server.storage.release import make_ready, release
 from dane_server.storage.statements import dispatch
 from dane_server.storage.statements import recording as sql
 from dane_server.storage.statements.lease import NO_STARTS, NOT_LEASED
 from dane_server.storage.tally import Tally
-from dane_server.storage.view import Recorded, Rejected, Rejection, Twice
+from dane_server.storage.view import Claim, Recorded, Rejected, Rejection, Twice
 
 
 async def record(
@@ -41,8 +43,11 @@ async def record(
     if jobs:
         await connection.execute(dispatch.start_jobs(sorted(jobs)))
     await tally.write(connection)  # jobs are locked before keys: see `claiming`
-    claims = await claim_along(connection, free, window, lease)
+    places = Counter(one.row.task_key for one in valid.values() if one.row.state in SENT)
+    asked = Claiming(window=window, limit=ROWS, lease=lease)
+    claims = await claim_along(connection, free, places, asked)
     claimed = {claim.task_id for claim in claims}
+    behind = {task.id: task for task in free}
     await make_ready(connection, [task for task in free if task.id not in claimed])
     rejections = [_rejection(answer, reason) for answer, reason in late]
     known = {row.id: row.attempt for row in rows.values() if row.is_living}
@@ -53,9 +58,24 @@ async def record(
         reasons=Counter(reason for _, reason in late),
         twice=_done_twice(late, rows, valid),
         ready=[TaskId(task.id) for task in free],
-        claims=claims,
+        claims=[_with_earlier(claim, behind[claim.task_id], valid) for claim in claims],
+        more=len(claimed) < len(free) or _leave_room(valid, claims),
         walks=tally.walks > 0,
     )
+
+
+def _with_earlier(claim: Claim, task: sa.Row[Any], settled: Mapping[int, "Ending"]) -> Claim:
+    """A claim with what earlier tasks answered, if that is one answer which was just recorded."""
+    before = settled.get(task.first)
+    if before is None or task.fanin != 1 or task.has_solo:
+        return claim
+    return replace(claim, earlier=inline([_said(before)] if before.is_kept else []))
+
+
+def _leave_room(settled: Mapping[int, "Ending"], claims: Sequence[Claim]) -> bool:
+    """Whether places became free that were not passed on: others may have waited for them."""
+    left = Counter(one.row.task_key for one in settled.values())
+    return bool(left - Counter(claim.key for claim in claims))
 
 
 def retry_delay(retry: Retry, tries: int) -> float:
@@ -85,6 +105,11 @@ class Ending:
         return self.state is TaskState.SUCCEEDED or (
             self.state is TaskState.FAILED and self.row.allow_failure
         )
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a response worth keeping."""
+        return bool(self.answer.response) or self.state is TaskState.SUCCEEDED
 
     @property
     def started_at(self) -> Any:
@@ -238,7 +263,7 @@ def _attempt_row(one: Ending) -> dict[str, Any]:
 
 async def _settle_answers(connection: AsyncConnection, settled: Sequence[Ending]) -> None:
     """Keep the responses; one of an earlier attempt makes room for the new one."""
-    said = [one for one in settled if one.answer.response or one.state is TaskState.SUCCEEDED]
+    said = [one for one in settled if one.is_kept]
     before = [one.row.id for one in settled if one.row.attempt > 1]
     for some in chunks(before, ROWS):
         await connection.execute(sql.drop_answers(some))
@@ -258,12 +283,19 @@ def _found_type(one: Ending) -> str | None:
     return media_type.lower() if MEDIA_TYPE.fullmatch(media_type.lower()) else None
 
 
+class _Said(NamedTuple):
+    """A response as it is kept."""
+
+    task_id: int
+    task_key: str
+    solo: bool
+    body: str
+
+
+def _said(one: Ending) -> _Said:
+    body = orjson.dumps(one.answer.response).decode()
+    return _Said(one.row.id, one.row.task_key, one.row.solo, body)
+
+
 def _answer_row(one: Ending) -> dict[str, Any]:
-    return {
-        "task_id": one.row.id,
-        "job_id": one.row.job_id,
-        "task_key": one.row.task_key,
-        "solo": one.row.solo,
-        "attempt": one.row.attempt,
-        "body": orjson.dumps(one.answer.response).decode(),
-    }
+    return {"job_id": one.row.job_id, "attempt": one.row.attempt, **_said(one)._asdict()}

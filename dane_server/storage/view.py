@@ -20,6 +20,7 @@ from dane_core.message import (
 from dane_core.spec import JobSpec
 from dane_core.states import JobStatus, TaskState
 from dane_server.graph import Graph
+from dane_server.storage.inline import Inline
 from dane_server.storage.nodes import PackedGraph
 
 
@@ -232,6 +233,7 @@ class Claim:
     task_id: TaskId
     job_id: JobId
     key: str
+    type: str | None  # of its job: a task before it may have found it out
     name: str | None
     args: Mapping[str, Any]
     priority: int
@@ -239,16 +241,16 @@ class Claim:
     attempt: int
     dispatch: int
     fanin: int
+    earlier: Inline | None = None  # what earlier tasks answered, where whoever claimed it knows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobHead:
-    """What every message of a job's tasks carries."""
+    """What every message of a job's tasks carries, and nothing can change."""
 
     id: JobId
     source_id: str
     source_url: str
-    type: str | None
     metadata: Mapping[str, Any]
     shared: Mapping[str, str]
 
@@ -281,6 +283,7 @@ class Recorded:
     twice: Sequence[Twice]  # those of them that a second worker gave
     ready: Sequence[TaskId]  # what they were holding up
     claims: Sequence[Claim]  # those of them that were taken for sending along the way
+    more: bool = True  # there may be others that are ready now, or that have room now
     walks: bool = False  # what they were holding up is too much, and is let go in walks
 
 

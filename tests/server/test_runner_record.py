@@ -242,6 +242,9 @@ class Handed(Dispatcher):
     def note_bound(self, keys: Any) -> None:
         pass
 
+    def note_settled(self, task_ids: Any) -> None:
+        pass
+
 
 def recorder(writer: Writer, exchange: MemoryExchange) -> Recorder:
     return Recorder(

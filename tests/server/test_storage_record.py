@@ -538,7 +538,6 @@ async def test_the_type_that_download_found_is_learned(
     await ledger.answer_all(response={"file_type": said})
 
     assert (await ledger.reader.job(job)).type == learned
-    assert (await ledger.reader.heads([job]))[job].type == learned
 
 
 async def test_the_type_the_submitter_gave_stays(ledger: Ledger) -> None:

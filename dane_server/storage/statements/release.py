@@ -17,20 +17,30 @@ from dane_server.storage.tables import (
     edges,
     jobs,
     releasing,
+    task_keys,
     tasks,
 )
 
 _IDS: Final[sa.BindParameter[Any]] = sa.bindparam("ids", expanding=True)
 
 
+_OTHERS: Final = tasks.alias("other")
+
+
 def _node(predecessors: Any, first: Any) -> sa.Select[Any]:
-    """What is to be known of a node to let it go, with how many of its predecessors are done."""
+    """What is to be known of a node to let it go, with how many of its predecessors are done.
+
+    What is of other tables are scalars: joins would lock those rows too.
+    """
     stopped = sa.select(sa.or_(jobs.c.paused, jobs.c.cancelling)).where(jobs.c.id == tasks.c.job_id)
-    has_solo = (
+    has_solo = sa.select(sa.true()).where(answers.c.job_id == tasks.c.job_id, answers.c.solo)
+    is_open = sa.select(sa.and_(sa.not_(task_keys.c.paused), task_keys.c.rate.is_(None))).where(
+        task_keys.c.task_key == tasks.c.task_key
+    )
+    others_ready = (
         sa.select(sa.true())
-        .where(answers.c.job_id == tasks.c.job_id, answers.c.solo)
-        .limit(1)
-        .scalar_subquery()
+        .with_hint(_OTHERS, "FORCE INDEX (task_ready)", "mysql")
+        .where(_OTHERS.c.state == TaskState.READY, _OTHERS.c.task_key == tasks.c.task_key)
     )
     return sa.select(
         *CLAIMED,
@@ -39,7 +49,9 @@ def _node(predecessors: Any, first: Any) -> sa.Select[Any]:
         tasks.c.fanout,
         tasks.c.released,
         sa.func.coalesce(stopped.scalar_subquery(), sa.true()).label("stopped"),
-        sa.func.coalesce(has_solo, sa.false()).label("has_solo"),
+        sa.func.coalesce(has_solo.limit(1).scalar_subquery(), sa.false()).label("has_solo"),
+        sa.func.coalesce(is_open.scalar_subquery(), sa.false()).label("is_open"),
+        sa.func.coalesce(others_ready.limit(1).scalar_subquery(), sa.false()).label("others_ready"),
         predecessors.label("number"),
         first.label("first"),
     ).order_by(tasks.c.id)
