@@ -243,6 +243,12 @@ class AnyOrder(RuleBasedStateMachine):
     def pause_or_resume_key(self, key: str, act: str) -> None:
         self.watch(getattr(self.ledger.acts, act)(key), by_operator=True)
 
+    @precondition(lambda self: self.books)
+    @rule(pick=st.integers(0, 1000), priority=st.integers(0, 10))
+    def prioritize(self, pick: int, priority: int) -> None:
+        job = list(self.books)[pick % len(self.books)]
+        self.watch(self.ledger.acts.prioritize_job(job, priority), by_operator=True)
+
     @rule(key=st.sampled_from(KEYS), number=st.sampled_from([404, 499, 500]))
     def retry_key(self, key: str, number: int) -> None:
         self.watch(self.ledger.acts.retry_key(key, number), by_operator=True)

@@ -278,6 +278,7 @@ class Day:
             await acts.jobs_cancelling()
             await acts.jobs_straying()
             await acts.keys_straying()
+            await acts.jobs_reranking()
             await acts.jobs_buried()
             await acts.nodes_releasing()
 
@@ -291,6 +292,9 @@ class Day:
             await acts.jobs_straying()
         with self._during("resume"):
             await acts.resume_job(large)
+        with self._during("prioritize"):
+            await acts.begin_prioritizing(large, 7)
+            await acts.rerank_some(large)
         with self._during("cancel"):
             await acts.begin_cancelling(large)
             await acts.cancel_some(large)
