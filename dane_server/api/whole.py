@@ -3,10 +3,11 @@
 What is sent is what `shape.job_answer` would make, had it room for all of it.
 """
 
+import asyncio
 import re
 from array import array
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
@@ -18,11 +19,13 @@ from dane_server.storage.reader import Reader
 from dane_server.storage.view import LargeJob
 
 #: Tasks that are read and written together.
-_TASKS: Final = 250
+_TASKS: Final = 500
 #: Answers that are read together: so many at most, and about so many characters of them.
 _ANSWERS: Final = 500
 _FIRST_ANSWERS: Final = 16
 _CHARACTERS: Final = 2 * 1024 * 1024
+#: Tasks that are gone through in one turn, answered or not.
+_PLACES: Final = 5000
 
 #: In a tree a number is a task; names are strings, and strings have digits of their own.
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[0-9]+')
@@ -43,7 +46,8 @@ async def whole_job(reader: Reader, large: LargeJob, *, exact: bool) -> AsyncIte
         yield _written(large, list(islice(pieces, len(tasks))), tasks, exact=exact)
     yield "".join(pieces).encode()
     yield b',"response":{"SHARED":' + dump(large.job.shared)
-    async for part in _responses(reader, ids_of_key):
+    answered = await reader.answered(large.job.id)
+    async for part in _responses(reader, ids_of_key, answered):
         yield part
     yield b"}}"
 
@@ -74,11 +78,11 @@ def _written(
 
 
 async def _responses(
-    reader: Reader, ids_of_key: Mapping[str, Sequence[int]]
+    reader: Reader, ids_of_key: Mapping[str, Sequence[int]], answered: Container[int]
 ) -> AsyncIterator[bytes]:
     """The answers by key, as `shape.responses` has them."""
     writer = _Writer("", 1)
-    async for some in _bodies(reader, ids_of_key):
+    async for some in _bodies(reader, ids_of_key, answered):
         parts = []
         for key, body in some:
             if key != writer.key:
@@ -121,13 +125,27 @@ class _Writer:
 
 
 async def _bodies(
-    reader: Reader, ids_of_key: Mapping[str, Sequence[int]]
+    reader: Reader, ids_of_key: Mapping[str, Sequence[int]], answered: Container[int]
 ) -> AsyncIterator[list[tuple[str, str | None]]]:
     """The answers of all tasks, those of a key behind each other, with None for each that lacks."""
     places = ((key, TaskId(one)) for key, ids in ids_of_key.items() for one in ids)
     number = _FIRST_ANSWERS
-    while some := list(islice(places, number)):
-        answers = await reader.answers([one for _, one in some])
+    while some := _up_to(places, number, answered):
+        wanted = [one for _, one in some if one in answered]
+        answers = await reader.answers(wanted) if wanted else await asyncio.sleep(0, {})
         yield [(key, answers.get(one)) for key, one in some]
-        size = sum(len(body) for body in answers.values()) // len(some) + 1
+        size = sum(len(body) for body in answers.values()) // max(len(answers), 1) + 1
         number = max(1, min(2 * number, _CHARACTERS // size, _ANSWERS))
+
+
+def _up_to(
+    places: Iterator[tuple[str, TaskId]], number: int, answered: Container[int]
+) -> list[tuple[str, TaskId]]:
+    """The next tasks, up to so many that have answered, or very many in all."""
+    some: list[tuple[str, TaskId]] = []
+    for place in places:
+        some.append(place)
+        number -= place[1] in answered
+        if not number or len(some) >= _PLACES:
+            break
+    return some
