@@ -21,8 +21,6 @@ _REACH: Final = 2000
 #: Steps of one search; and of one that has found nothing yet.
 _STEPS: Final = 6
 _STEPS_IN_VAIN: Final = 100
-#: Greater than any id.
-_END: Final = 2**63 - 1
 
 _Line = tuple[int, int, int]  # rank, owner, job
 
@@ -144,14 +142,14 @@ class _Look:
         """Not on in a job that has enough, or stands still."""
         stopped = any(row.stopped for row in rows if row.job_id == place.job_id)
         enough = self._found.of_job(place[:3]) >= self._places
-        return place._replace(task_id=_END) if stopped or enough else place
+        return place._replace(task_id=sql.END) if stopped or enough else place
 
     def _behind_owner(self, place: Place, rows: Sequence[sa.Row[Any]]) -> Place:
         """Not on among the jobs of an owner that has enough, if only its jobs were seen."""
         seen = {(row.rank, row.owner_id) for row in rows}
         enough = self._found.of_owner(place[:2]) >= self._places
         only_its = seen == {place[:2]} and len({row.job_id for row in rows}) > 1
-        return place._replace(job_id=_END, task_id=_END) if enough and only_its else place
+        return place._replace(job_id=sql.END, task_id=sql.END) if enough and only_its else place
 
     def _left_out(self, rows: Sequence[sa.Row[Any]]) -> Place | None:
         """Behind the last job seen of the first owner of which not all were."""
@@ -162,4 +160,4 @@ class _Look:
         if not many:
             return None
         first = min(many)
-        return Place(*first, max(owners[first]), _END)
+        return Place(*first, max(owners[first]), sql.END)

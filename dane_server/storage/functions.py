@@ -48,7 +48,7 @@ def _later_sqlite(element: later, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class behind(FunctionElement[Any]):  # noqa: N801
-    """`behind(columns…, values…)`: rows after these values, in the order of those columns.
+    """`behind(columns…, values…)`: rows after these whole numbers, in the order of the columns.
 
     Spelled so that an index of them is entered at the right place.
     """
@@ -76,14 +76,38 @@ def _behind(element: behind, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(behind, "sqlite")
 def _behind_sqlite(element: behind, compiler: SQLCompiler, **kw: Any) -> str:
-    columns, values = _halves(element)
-    return compiler.process(sa.tuple_(*columns) > sa.tuple_(*values), **kw)
+    columns, (*values, last) = _halves(element)
+    # Not >: SQLite would read all rows with these values before it finds the first one behind.
+    return compiler.process(sa.tuple_(*columns) >= sa.tuple_(*values, last + 1), **kw)
 
 
 def _halves(element: behind) -> tuple[list[Any], list[Any]]:
     clauses = list(element.clauses)
     half = len(clauses) // 2
     return clauses[:half], clauses[half:]
+
+
+class looked_up(FunctionElement[Any]):  # noqa: N801
+    """`looked_up(column)`: its value, which no index is to be searched for.
+
+    MariaDB is told so by a hint; SQLite has none.
+    """
+
+    inherit_cache = True
+
+    def __init__(self, column: sa.Column[Any]) -> None:
+        super().__init__(column)
+        self.type = column.type
+
+
+@compiles(looked_up)
+def _looked_up(element: looked_up, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(element.clauses, **kw)
+
+
+@compiles(looked_up, "sqlite")
+def _looked_up_sqlite(element: looked_up, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"+{compiler.process(element.clauses, **kw)}"
 
 
 class json_text(FunctionElement[Any]):  # noqa: N801

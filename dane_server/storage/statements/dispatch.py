@@ -8,7 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from dane_core.states import SENT, TaskState
-from dane_server.storage.functions import behind, insert_missing, later, now
+from dane_server.storage.functions import behind, insert_missing, later, looked_up, now
 from dane_server.storage.statements.keys import keys_in
 from dane_server.storage.tables import (
     BY_OWNER,
@@ -19,6 +19,8 @@ from dane_server.storage.tables import (
     values_of,
 )
 
+#: In a place: behind all there is. Greater than any id.
+END: Final = 2**63 - 1
 #: Any other index finds all tasks of a state.
 _BY_KEY: Final = "FORCE INDEX (task_ready)"
 
@@ -164,6 +166,12 @@ def in_front(key: str, limit: int) -> sa.Select[Any]:
     )
 
 
+def _behind(place: Sequence[int]) -> sa.ColumnElement[bool]:
+    """Behind a place; where that is the end of a job or an owner, without looking into it."""
+    size = next((part for part, value in enumerate(place) if value == END), len(place))
+    return behind(*BY_OWNER[:size], *place[:size])
+
+
 def spread_behind(key: str, place: Sequence[int], reach: int, limit: int) -> sa.Select[Any]:
     """Of the next `reach` ready tasks behind a place as many of each owner as the limit.
 
@@ -172,7 +180,7 @@ def spread_behind(key: str, place: Sequence[int], reach: int, limit: int) -> sa.
     reached = (
         sa.select(*BY_OWNER, tasks.c.due_at)
         .with_hint(tasks, _BY_KEY, "mysql")
-        .where(_ready_of(key), behind(*BY_OWNER, *place))
+        .where(_ready_of(key), _behind(place))
         .order_by(*BY_OWNER)
         .limit(reach)
         .subquery()
@@ -198,7 +206,7 @@ def place_behind(key: str, place: Sequence[int], reach: int) -> sa.Select[Any]:
     return (
         sa.select(*BY_OWNER)
         .with_hint(tasks, _BY_KEY, "mysql")
-        .where(_ready_of(key), behind(*BY_OWNER, *place))
+        .where(_ready_of(key), _behind(place))
         .order_by(*BY_OWNER)
         .limit(1)
         .offset(reach - 1)
@@ -213,8 +221,8 @@ def sendable(ids: Sequence[int]) -> sa.Select[Any]:
         .with_hint(tasks, "FORCE INDEX (PRIMARY)", "mysql")
         .where(
             tasks.c.id.in_(ids),
-            tasks.c.state == TaskState.READY,
-            tasks.c.due_at <= now(),
+            looked_up(tasks.c.state) == TaskState.READY,
+            looked_up(tasks.c.due_at) <= now(),
             _job_goes_on(),
         )
         .with_for_update(skip_locked=True)
