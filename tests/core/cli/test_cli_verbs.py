@@ -346,7 +346,7 @@ def test_the_limits_of_a_key_are_shown_with_who_has_its_places(dane: Dane, serve
 
 def test_limits_of_a_key_are_set_and_taken_away(dane: Dane, server: Canned) -> None:
     limits = {"concurrency": 2, "rate": None, "burst": None}
-    body = {"task_key": "ASR", "limits": limits, "holders": [], "next": None}
+    body: dict[str, Any] = {"task_key": "ASR", "limits": limits, "holders": [], "next": None}
     server.answer("PUT /DANE/workers/ASR/limits", body)
     server.answer("GET /DANE/workers/ASR/limits", body)
 
