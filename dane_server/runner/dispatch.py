@@ -80,6 +80,7 @@ class Dispatcher:
         self.router = Router(writer=writer, bell=bell, stopping=self._stopping)
         self._handed_over: deque[tuple[Moment, Sequence[Claim]]] = deque()
         self._heads = Heads(reader)
+        self._on_the_way: set[TaskId] = set()  # being sent, and not answered yet
         self._unmarked: dict[TaskId, tuple[Moment, Claim]] = {}  # the longest sent comes first
         self._bound_meanwhile: set[str] = set()
         self._without_worker: set[str] = set()
@@ -93,7 +94,7 @@ class Dispatcher:
             look = await self._outlast_alarm() or look
             while not self._exchange.blocked and await self.send_some(look=look):
                 pass
-            await self._mark_slow()
+            await self._mark_unanswered(_MARKED_AFTER)
             if not self._exchange.blocked:
                 look = await self._wait()
 
@@ -103,7 +104,7 @@ class Dispatcher:
             async with self._stopping.idle():
                 return await self._bell_or_next_place()
         except Stopped:
-            await self._mark_slow(patience=0.0)
+            await self._mark_unanswered(0.0)
             raise
 
     async def _bell_or_next_place(self) -> bool:
@@ -139,6 +140,7 @@ class Dispatcher:
     def note_settled(self, task_ids: Iterable[TaskId]) -> None:
         """These tasks have been answered: that they were sent need not be written down any more."""
         for task_id in task_ids:
+            self._on_the_way.discard(task_id)
             self._unmarked.pop(task_id, None)
 
     def note_bound(self, keys: Collection[str]) -> None:
@@ -166,6 +168,7 @@ class Dispatcher:
         if self._is_too_late(claimed):
             return True
         self._bound_meanwhile.clear()
+        self._on_the_way = {claim.task_id for claim in claims}
         fates = await self._exchange.publish(
             [(message.routing_key, message.seal(self._reply_to)) for message in messages]
         )
@@ -288,13 +291,14 @@ class Dispatcher:
 
         A worker that is quick answers first, and then it is written down that it did.
         """
+        routed = [claim for claim in routed if claim.task_id in self._on_the_way]
         if along and not self._stopping.told:
             self._unmarked |= {claim.task_id: (Moment(), claim) for claim in routed}
             routed = []
         if routed or unroutable:
             await self._writer.mark_sent(routed, unroutable, again=self._pace.route_again)
 
-    async def _mark_slow(self, patience: float = _MARKED_AFTER) -> None:
+    async def _mark_unanswered(self, patience: float) -> None:
         """Write down that tasks were sent which were not answered for so many seconds."""
         sent = [*self._unmarked.values()]
         if sent and sent[0][0].age >= patience:
