@@ -18,8 +18,10 @@ from dane_server.storage.view import NewJob, Once, Submitted
 
 #: Jobs that arrive together are stored in one transaction, up to this many tasks.
 _TASKS_TOGETHER: Final = 5000
-#: A submitter has an answer after so many seconds, whatever it waited for.
+#: A submitter has an answer after so many seconds, whatever it waited for; that of a large job
+#: after one more for so many rows of it, which even a busy database writes in that time.
 _LONGEST: Final = 30.0
+_ROWS_IN_A_SECOND: Final = 1000
 #: After a commit that was not acknowledged, seconds in which the store may come back.
 _PATIENCE: Final = 10.0
 _PAUSE: Final = 0.25
@@ -70,6 +72,7 @@ class Submissions:
         [new] = await self._prepared([spec], owner, once)
         if isinstance(new, BadSpec):
             raise new
+        until += (new.graph.nodes + new.graph.links) / _ROWS_IN_A_SECOND
         outcome: asyncio.Future[_Outcome] = loop.create_future()
         self._waiting.append((new, outcome))
         if self._storing is None or self._storing.done():
