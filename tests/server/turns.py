@@ -30,7 +30,7 @@ def watched_turns() -> Iterator[Turns]:
     run = handle._run
 
     def measured(self: asyncio.Handle) -> None:
-        callback, began = self._callback, time.thread_time()
+        callback, began = getattr(self, "_callback", None), time.thread_time()
         run(self)
         turns.note(time.thread_time() - began, callback)
 
