@@ -225,6 +225,9 @@ class Rig:
             return not process.alive or self._footprints[process].to_broker >= connections
 
         await self.until(connected)
+        if not process.alive and not process.may_end:
+            process.may_end = True  # whoever starts it hears of it
+            raise AssertionError(f"{process.name} has ended: {process.tail()}")
 
     async def _consumed(self, worker: Process, kinds: Iterable[type[Worker]]) -> None:
         """Wait until the queues of these kinds have consumers, or the worker has ended."""
