@@ -19,7 +19,7 @@ from tests.server.turns import watched_turns
 #: Seconds that no turn of the loop may take.
 LONGEST: Final = 0.1
 #: The same for a small one: each task that is worked on in one turn counts.
-LONGEST_OF_SMALL: Final = 0.06
+LONGEST_OF_SMALL: Final = 0.05
 
 
 def spec(number: int) -> bytes:
