@@ -254,17 +254,6 @@ def answered_in(job_id: int, after: tuple[bool, int], limit: int) -> sa.Select[A
     )
 
 
-def answered_in(job_id: int, after: tuple[bool, int], limit: int) -> sa.Select[Any]:
-    """Which tasks of a job have answered, from the index alone: the next of the solo or others."""
-    solo, task_id = after
-    return (
-        sa.select(answers.c.task_id)
-        .where(answers.c.job_id == job_id, answers.c.solo == solo, answers.c.task_id > task_id)
-        .order_by(answers.c.task_id)
-        .limit(limit)
-    )
-
-
 def answers_of_job(job_id: int) -> sa.Select[Any]:
     return sa.select(answers.c.task_id, answers.c.body).where(answers.c.job_id == job_id)
 

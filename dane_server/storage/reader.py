@@ -180,22 +180,6 @@ class Reader:
 
         return await self._store.read(unit)
 
-    async def answered(self, job_id: JobId) -> frozenset[TaskId]:
-        """The tasks of a job that have answered."""
-
-        async def unit(connection: AsyncConnection) -> frozenset[TaskId]:
-            found: set[TaskId] = set()
-            for solo in (False, True):
-                some, last = [0] * _IDS, 0
-                while len(some) == _IDS:
-                    page = ask.answered_in(job_id, (solo, last), _IDS)
-                    some = list(await connection.scalars(page))
-                    found.update(map(TaskId, some))
-                    last = some[-1] if some else last
-            return frozenset(found)
-
-        return await self._store.read(unit)
-
     async def answers(self, task_ids: Sequence[TaskId]) -> Mapping[TaskId, str]:
         """The answers of some tasks, as they are written."""
 
