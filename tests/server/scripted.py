@@ -26,7 +26,7 @@ DEADLINE = 15.0
 PATIENT = Pace(lease=timedelta(hours=1), sweep=timedelta(hours=1), route_again=timedelta(hours=1))
 #: Whatever was lost is found again soon.
 HASTY = Pace(
-    lease=timedelta(seconds=0.2), sweep=timedelta(seconds=0.1), route_again=timedelta(hours=1)
+    lease=timedelta(seconds=0.5), sweep=timedelta(seconds=0.1), route_again=timedelta(hours=1)
 )
 
 #: What a worker makes of a task; None: nothing, and the message stays with it.

@@ -603,7 +603,7 @@ async def test_a_message_whose_fate_is_unknown_is_sent_again_and_recorded_once(
         await all_read(office)
 
     first, second = [message.ticket.dispatch for message in held]
-    assert second == first + 1
+    assert second > first
     view = await ledger.reader.task(held[0].ticket.task_id)
     assert [attempt.number for attempt in view.attempts] == [1]
 

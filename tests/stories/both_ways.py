@@ -24,7 +24,7 @@ from tests.stories.marks import PATIENCE
 Sections: TypeAlias = dict[str, dict[str, Any]]
 
 #: A server that looks again soon, and workers that nobody waits for at the end.
-BRISK: Final[Sections] = {"RUNNER": {"SWEEP": 0.25, "LEASE": 1}, "WORKER": {"GRACE": 0.5}}
+BRISK: Final[Sections] = {"RUNNER": {"SWEEP": 0.25, "LEASE": 3}, "WORKER": {"GRACE": 0.5}}
 
 #: Starts a DANE with these workers: `async with start(Gate, slots=1) as client`.
 Start: TypeAlias = Callable[..., AbstractAsyncContextManager[Client]]
