@@ -15,6 +15,7 @@ from alembic.script import ScriptDirectory
 from dane_server.storage import migrate
 from dane_server.storage.engine import Store
 from dane_server.storage.tables import metadata
+from tests.faults.plugin import long
 from tests.migrations.inside import Killed, Killer, definition, empty
 
 FOLDER = migrate.find_migrations(Path(migrate.__file__).parents[1])
@@ -87,6 +88,7 @@ async def test_an_upgrade_killed_between_any_two_statements_is_completed_by_the_
     await migrate.check(store)
 
 
+@long
 async def test_a_downgrade_killed_between_any_two_statements_is_completed_by_the_next(
     store: Store,
 ) -> None:
@@ -100,6 +102,7 @@ async def test_a_downgrade_killed_between_any_two_statements_is_completed_by_the
     assert await migrate.revision(store) is None
 
 
+@long
 async def test_a_downgrade_that_was_killed_is_undone_by_an_upgrade(store: Store) -> None:
     """The table may be gone while the store still says that it is there."""
     await migrate.upgrade(store)

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.job import JobId
 from dane_core.states import TaskState
+from dane_server.storage import candidates
 from dane_server.storage.engine import Store
 from dane_server.storage.functions import later, now
 from dane_server.storage.tables import jobs, owners, task_keys, tasks
@@ -172,10 +173,13 @@ async def test_a_crowd_that_stands_still_is_passed_over(ledger: Ledger, stopped:
     assert len(seen) < 20
 
 
-async def test_what_was_put_off_is_passed_over(ledger: Ledger) -> None:
-    """A worker that drains hands back what it has, to be sent in a while."""
-    job = await crowd(ledger, 14_000)
-    put_off = sa.update(tasks).where(tasks.c.job_id == job, tasks.c.seq < 13_990)
+async def test_what_was_put_off_is_passed_over(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that drains hands back what it has, to be sent in a while: many steps away."""
+    monkeypatch.setattr(candidates, "_REACH", 100)
+    job = await crowd(ledger, 1000)
+    put_off = sa.update(tasks).where(tasks.c.job_id == job, tasks.c.seq < 990)
     await change(ledger, put_off.values(due_at=later(60)))
 
     assert len(await ledger.claim(limit=20)) == 10
