@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 import sqlalchemy as sa
@@ -24,6 +24,10 @@ from dane_server.storage.statements import recording as sql
 from dane_server.storage.statements.lease import NO_STARTS, NOT_LEASED
 from dane_server.storage.tally import Tally
 from dane_server.storage.view import Claim, Recorded, Rejected, Rejection, Twice
+
+#: Of a statement with a case for each task that differs: each number of them is a statement of its
+#: own, and hundreds of those, compiled and kept, held hundreds of megabytes.
+_NOT_CACHED: Final = {"compiled_cache": None}
 
 
 async def record(
@@ -204,7 +208,8 @@ async def _settle_alike(connection: AsyncConnection, kind: "_Kind", some: Sequen
     ids = [one.row.id for one in some]
     values = _values(kind, some)
     if any(isinstance(value, sa.ClauseElement) for value in values.values()):
-        await connection.execute(sql.settle(ids, kind.state, values))
+        one_off = sql.settle(ids, kind.state, values)
+        await connection.execute(one_off, execution_options=_NOT_CACHED)
     else:  # as it mostly is
         values["state"] = kind.state
         same = sql.settle_alike(frozenset(values))
