@@ -7,6 +7,7 @@ import re
 import resource
 import secrets
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
@@ -437,6 +438,8 @@ async def hang(rig: Rig, number: int) -> bool:
 
 #: As many as one worker does in half a minute on two cores; the matrix asks for 100,000.
 CHILDREN: Final = 5_000
+#: So long a worker that has come asks about all that it is sent, in seconds.
+UNSURE: Final = 6.0
 
 
 @row(46)
@@ -450,6 +453,9 @@ async def test_three_runners_count_the_children_of_one_node_to_zero_once(rig: Ri
     patient = {"WINDOW": 2 * CHILDREN, "LEASE": 30}  # or what is slow to be sent is sent twice
     runners = [await rig.server("runner", RUNNER=patient) for _ in range(3)]
     await rig.worker(Toil, Other, slots=20)
+    came = time.monotonic()
+    # Asked about what it is sent first, held runners would not say a word.
+    await rig.until(lambda: time.monotonic() - came > UNSURE)
     tasks = {"taskSequential": [{"taskParallel": ["TOIL"] * CHILDREN}, "OTHER"]}
     job_id = await rig.post(job("crowd", tasks))
     async with rig.engine.begin() as connection:
