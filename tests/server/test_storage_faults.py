@@ -15,7 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dane_core.errors import BadSettings, DaneError, OutcomeUnknown, StoreUnreachable
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.states import JobStatus
+from dane_server.graph import Graph
 from dane_server.runner import submit
+from dane_server.runner.arguments import Arguments
 from dane_server.runner.runner import Runner
 from dane_server.runner.submit import Folders
 from dane_server.storage import engine, tables
@@ -153,12 +155,18 @@ async def test_a_job_with_a_key_is_stored_once_whatever_became_of_its_commit(
 
 @pytest.mark.services
 async def test_a_job_without_a_key_is_not_stored_twice_and_its_sender_is_told_so(
-    wire: Proxy, wired: Store
+    wire: Proxy, wired: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside one with a key, in the same transaction."""
+    """Beside one with a key, in the same transaction: they were ready to be stored at once."""
     runner = runner_on(wired)
     await submit_all(runner, None)
+    ready = asyncio.Barrier(3)
 
+    async def check(_: Arguments, graphs: Sequence[Graph]) -> list[None]:
+        await ready.wait()
+        return [None for _ in graphs]
+
+    monkeypatch.setattr(Arguments, "check", check)
     wire.drop_after_commit(b"S1")
     _, keyed, bare = await submit_all(runner, "first", "k", None)
 

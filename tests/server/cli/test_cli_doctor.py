@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from dane_core.exchange.amqp import connect
 from dane_core.message import Envelope
-from dane_core.routing import DEAD_QUEUE
+from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE
 from dane_server.storage import migrate
 from dane_server.storage.engine import Store, open_store
 from dane_server.storage.functions import later
@@ -186,10 +186,11 @@ def test_beside_servers_on_a_broker_and_a_database(
 
 
 def _put(amqp_url: str, envelope: Envelope) -> None:
-    """Leave one message, and no other, in the queue of what cannot be read."""
+    """Leave one message in the queue of what cannot be read, and none of other tests anywhere."""
 
     async def put() -> None:
         async with connect(amqp_url) as exchange:
+            await exchange.delete_queue(RESPONSE_QUEUE)
             await exchange.delete_queue(DEAD_QUEUE)
             await exchange.declare_queue(DEAD_QUEUE)
             await exchange.send(DEAD_QUEUE, [envelope])
