@@ -1,6 +1,7 @@
 """`python -m tests.faults`: show every row of the fault matrix, and write docs/reliability.md.
 
-With `--only 13,27` these rows alone, and nothing is written. Anything else is given to pytest.
+Two rows at a time, each on services of its own; `--at-once 1` one by one. With `--only 13,27`
+these rows alone, and nothing is written. Anything else is given to pytest.
 """
 
 import argparse
@@ -60,9 +61,10 @@ random, for as long as you like. Seconds are from the end of the fault until all
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--only", help="rows, as in 13,27; nothing is written then")
+    parser.add_argument("--at-once", type=int, default=2, help="this many rows at a time")
     chosen, others = parser.parse_known_args()
     only = {int(number) for number in (chosen.only or "").split(",") if number}
-    shown, code = _run(only, others)
+    shown, code = _run(only, [f"--numprocesses={chosen.at_once}", "--dist=worksteal", *others])
     missing = _missing(shown)
     if not only and not others:
         DOCUMENT.write_text(document(shown, versions()))

@@ -180,6 +180,17 @@ class Process:
         return "\n".join(self.log.strip().splitlines()[-lines:]) or "(no output)"
 
 
+def watchmen(folder: Path) -> set[int]:
+    """The watchmen of workers of this folder; one whose worker was killed speaks for it yet."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            is_one = b"watchman of " in (process / "cmdline").read_bytes()
+            if is_one and (process / "cwd").readlink() == folder:
+                found.add(int(process.name))
+    return found
+
+
 def _descendants(pid: int) -> list[int]:
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():

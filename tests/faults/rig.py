@@ -34,7 +34,7 @@ from tests.faults import clocks, evidence
 from tests.faults.history import FOLDER_VARIABLE, Acted, History, Sent
 from tests.faults.labor import CREW, EVERYONE
 from tests.faults.oracle import SETTLED, Evidence, Footprint, violations
-from tests.faults.process import PATIENCE, Process
+from tests.faults.process import PATIENCE, Process, watchmen
 from tests.faults.seams import CRASH_VARIABLE, PASSED_VARIABLE
 from tests.faults.workload import LIGHT, Load, Workload
 from tests.services.mariadb import Database
@@ -531,10 +531,12 @@ class Rig:
         assert not wrong, "\n".join(wrong)
 
     async def _stop_all(self) -> None:
-        """Workers first, so that somebody hears them leave."""
+        """Workers first, so that somebody hears them leave, and what their watchmen have to say."""
         workers = [process for process in self.processes if process.name.startswith("worker")]
         await asyncio.gather(*(worker.stop() for worker in workers))
         if not self.embedded:
+            with suppress(TimeoutError):
+                await self.until(lambda: not watchmen(self.folder), 10)
             await self._at_rest()
         await asyncio.gather(*(process.stop() for process in self.processes))
 

@@ -545,6 +545,10 @@ async def _has(something: Sequence[object]) -> bool:
     return bool(something)
 
 
+def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "low on" in record.getMessage()]
+
+
 def brittle(**faults: Any) -> Brittle:
     exchange = Brittle()
     for name, value in faults.items():
@@ -638,11 +642,13 @@ async def test_nothing_is_claimed_while_the_broker_takes_nothing(
         first = await office.submit(sequence("A", "B"))
         await until(lambda: _has(held))
         exchange.blocked = "low on memory"
+        await all_read(office)  # its hello has rung the bell
+        await until(lambda: _has(_said(caplog)))
         second = await office.submit(parallel("B", "B"))
         await send(office, done(held[0]))
         await all_read(office)
         await all_read(office)  # its hello has rung the bell once more
-        said = [record.getMessage() for record in caplog.records if "low on" in record.message]
+        said = _said(caplog)
         blocked = await ledger.states(first)
         untouched = {(one.state, one.dispatch) for one in await ledger.tasks(second)}
         exchange.blocked = ""

@@ -1,8 +1,10 @@
 """Installs a Debian package, without letting its daemon start."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +17,21 @@ _POLICY: Final = Path("/usr/sbin/policy-rc.d")
 
 
 def install(package: str) -> None:
-    """Install with apt-get, as root. Raises: Unavailable."""
+    """Install with apt-get, as root; one process at a time. Raises: Unavailable."""
     if shutil.which("apt-get") is None:
         raise Unavailable("this system has no apt-get")
     if os.geteuid() != 0:
         raise Unavailable("apt-get install needs root")
-    with _no_daemons():
+    with _alone(), _no_daemons():
         _run("apt-get", "update")
         _run("apt-get", "install", "--yes", "--no-install-recommends", package)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    with (Path(tempfile.gettempdir()) / "dane-tests-install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
