@@ -41,6 +41,9 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     door = socket.socket(family, socket.SOCK_STREAM)
     try:
+        # Its connections have it from here: asyncio sets it only where the protocol is named. An
+        # answer's body would otherwise wait for the client to acknowledge its head, some 40 ms.
+        door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Else a server that restarts would wait for its old connections to be forgotten.
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind((address, port))

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -73,3 +74,13 @@ def test_a_busy_port_is_explained_with_the_remedy() -> None:
 def test_no_socket_is_opened_on_an_unsafe_address() -> None:
     with pytest.raises(UnsafeBind):
         listen("0.0.0.0", 0)
+
+
+def test_what_is_answered_leaves_at_once() -> None:
+    """Held back until the client acknowledges what came before, it would be 40 ms late."""
+    with (
+        closing(listen("127.0.0.1", 0)) as door,
+        closing(socket.create_connection(door.getsockname())),
+        closing(door.accept()[0]) as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
