@@ -42,7 +42,7 @@ from dane_server.api.problems import Rejection
 from dane_server.api.shape import job_answer, job_head, task_row
 from dane_server.api.whole import whole_job
 from dane_server.storage.reader import Reader
-from dane_server.storage.view import JobQuery, LargeJob
+from dane_server.storage.view import JobQuery, JobView, LargeJob
 
 router = APIRouter(prefix=PREFIX, tags=["jobs"])
 
@@ -59,6 +59,13 @@ async def show_job(
     view = await reader.small_job_view(job_id, most=LARGE_JOB)
     if isinstance(view, LargeJob):
         return Streamed(whole_job(reader, view, exact=exact), media_type=JSON)
+    return show_view(view, exact=exact)
+
+
+def show_view(view: JobView, *, exact: bool = False, with_tasks: bool = True) -> Response:
+    """A job of few tasks, of which everything is known."""
+    if not with_tasks:
+        return Answer(job_head(view.job, exact=exact))
     return Answer(job_answer(view, exact=exact))
 
 

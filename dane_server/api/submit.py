@@ -10,6 +10,7 @@ from dane_server.api.answer import PREFIX, JobAnswer
 from dane_server.api.body import read_body
 from dane_server.api.deps import (
     LARGE_BODY,
+    LARGE_JOB,
     ExactForSender,
     OnceKey,
     TheLimits,
@@ -19,7 +20,7 @@ from dane_server.api.deps import (
     WithTasks,
     beside,
 )
-from dane_server.api.jobs import show_job
+from dane_server.api.jobs import show_job, show_view
 from dane_server.api.openapi import JOB_REQUEST, problems
 from dane_server.storage.view import Once
 
@@ -55,7 +56,10 @@ async def submit_job(
     draft = await runner.read(raw, limits)
     once = await _once(once_key, raw) if once_key else None
     submitted = await runner.submit(draft, once=once, owner=owner)
-    answer = await show_job(reader, submitted.job_id, exact=exact, with_tasks=with_tasks)
+    if submitted.view is None or (with_tasks and draft.graph.total > LARGE_JOB):
+        answer = await show_job(reader, submitted.job_id, exact=exact, with_tasks=with_tasks)
+    else:
+        answer = show_view(submitted.view(), exact=exact, with_tasks=with_tasks)
     answer.status_code = 201
     answer.headers["Location"] = f"{PREFIX}/job/{submitted.job_id}"
     if submitted.replayed:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from dane_core.errors import BadSpec
 from dane_server.graph import Graph
 from dane_server.runner.schemas import Schemas
+from dane_server.runner.together import Together
 from dane_server.storage.reader import Reader
 
 #: More tasks than this are looked at beside the event loop.
@@ -17,12 +18,12 @@ class Arguments:
     """Knows the schemas of task keys; a key that no worker has announced takes anything."""
 
     def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+        self._announced = Together(reader.schemas)
         self._schemas = Schemas()
 
     async def of(self, keys: Iterable[str]) -> Mapping[str, Mapping[str, Any]]:
-        """The schemas that there are for some keys."""
-        return await self._reader.schemas(keys)
+        """The schemas that there are for some keys, perhaps among others."""
+        return await self._announced.of(keys)
 
     async def check(self, graphs: Sequence[Graph]) -> list[BadSpec | None]:
         """What is wrong with the tasks of some jobs: for each, all faults and their paths."""

@@ -1,7 +1,12 @@
-"""What the reader asks the store, each question a function. No I/O here."""
+"""What the reader asks the store, each question a function. No I/O here.
+
+Those without arguments are made once: they take what they are about, `ids` or the `job_id`, when
+they are executed.
+"""
 
 from collections.abc import Sequence
 from datetime import UTC
+from functools import cache
 from typing import Any, Final
 
 import orjson
@@ -55,6 +60,10 @@ _OPEN: Final = (
 _WAITING: Final = (TaskState.READY, TaskState.UNROUTABLE, TaskState.DISPATCHING, TaskState.QUEUED)
 
 
+_IDS: Final[sa.BindParameter[Any]] = sa.bindparam("ids", expanding=True)
+_JOB: Final[sa.BindParameter[int]] = sa.bindparam("job_id", type_=sa.BigInteger)
+
+
 def is_leased(task_id: int) -> sa.Select[Any]:
     return sa.select(tasks.c.leased).where(tasks.c.id == task_id)
 
@@ -66,12 +75,14 @@ def the_time() -> sa.Select[Any]:
 # --- jobs -----------------------------------------------------------------------------------
 
 
-def job(job_id: int) -> sa.Select[Any]:
-    return sa.select(*_SHOWN).where(jobs.c.id == job_id)
+@cache
+def job() -> sa.Select[Any]:
+    return sa.select(*_SHOWN).where(jobs.c.id == _JOB)
 
 
-def tree(job_id: int) -> sa.Select[Any]:
-    return sa.select(jobs.c.tree).where(jobs.c.id == job_id)
+@cache
+def tree() -> sa.Select[Any]:
+    return sa.select(jobs.c.tree).where(jobs.c.id == _JOB)
 
 
 def page_of_jobs(query: JobQuery, before: int | None) -> sa.Select[Any]:
@@ -138,14 +149,15 @@ def of_source(source_id: str) -> sa.Select[Any]:
     return sa.select(jobs.c.id).where(jobs.c.source_id == source_id).order_by(jobs.c.id)
 
 
-def first_of_each_state(job_ids: Sequence[int], *, forgiving: bool) -> sa.Select[Any]:
+@cache
+def first_of_each_state(*, forgiving: bool) -> sa.Select[Any]:
     """Per job and state that is not done (`NOT_DONE`, a column each), the first task in it.
 
     A seek in the index for each, however many tasks a job has; unless tasks that were allowed
     to fail count as done: then those before the first one that was not are passed over.
     """
     firsts = [_first_in(state, forgiving=forgiving).label(state.value) for state in NOT_DONE]
-    return sa.select(jobs.c.id, *firsts).where(jobs.c.id.in_(job_ids))
+    return sa.select(jobs.c.id, *firsts).where(jobs.c.id.in_(_IDS))
 
 
 def _first_in(state: TaskState, *, forgiving: bool) -> sa.ScalarSelect[Any]:
@@ -166,14 +178,15 @@ def outcome_at(job_id: int, seq: int) -> sa.Select[Any]:
     )
 
 
-def heads(job_ids: Sequence[int]) -> sa.Select[Any]:
+@cache
+def heads() -> sa.Select[Any]:
     return sa.select(
         jobs.c.id,
         jobs.c.source_id,
         jobs.c.source_url,
         jobs.c.metadata,
         jobs.c.shared,
-    ).where(jobs.c.id.in_(job_ids))
+    ).where(jobs.c.id.in_(_IDS))
 
 
 # --- tasks ----------------------------------------------------------------------------------
@@ -187,8 +200,9 @@ def task(task_id: int) -> sa.Select[Any]:
     return _real().where(tasks.c.id == task_id)
 
 
-def tasks_of_job(job_id: int) -> sa.Select[Any]:
-    return _real().where(tasks.c.job_id == job_id).order_by(tasks.c.id)
+@cache
+def tasks_of_job() -> sa.Select[Any]:
+    return _real().where(tasks.c.job_id == _JOB).order_by(tasks.c.id)
 
 
 def some_tasks_of_job(
@@ -254,8 +268,9 @@ def answered_in(job_id: int, after: tuple[bool, int], limit: int) -> sa.Select[A
     )
 
 
-def answers_of_job(job_id: int) -> sa.Select[Any]:
-    return sa.select(answers.c.task_id, answers.c.body).where(answers.c.job_id == job_id)
+@cache
+def answers_of_job() -> sa.Select[Any]:
+    return sa.select(answers.c.task_id, answers.c.body).where(answers.c.job_id == _JOB)
 
 
 def ahead_of(task_id: int, key: str) -> sa.Select[Any]:

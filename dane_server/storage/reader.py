@@ -76,7 +76,7 @@ class Reader:
             job = await self._job(connection, job_id)
             if job.counts.total <= most:
                 return await self._view(connection, job_id, job)
-            tree = (await connection.scalars(ask.tree(job_id))).one_or_none()
+            tree = (await connection.scalars(ask.tree(), {"job_id": job_id})).one_or_none()
             return LargeJob(job=job, tree=tree or "[]")
 
         return await self._store.read(unit)
@@ -85,9 +85,10 @@ class Reader:
         self, connection: AsyncConnection, job_id: JobId, job: Job | None = None
     ) -> JobView:
         job = job or await self._job(connection, job_id)
-        tree = (await connection.scalars(ask.tree(job_id))).one_or_none()
-        rows = (await connection.execute(ask.tasks_of_job(job_id))).all()
-        bodies = await connection.execute(ask.answers_of_job(job_id))
+        this = {"job_id": job_id}
+        tree = (await connection.scalars(ask.tree(), this)).one_or_none()
+        rows = (await connection.execute(ask.tasks_of_job(), this)).all()
+        bodies = await connection.execute(ask.answers_of_job(), this)
         return JobView(
             job=job,
             tree=orjson.loads(tree or "[]"),
@@ -258,7 +259,7 @@ class Reader:
         wanted = sorted(set(job_ids))
 
         async def unit(connection: AsyncConnection) -> Mapping[JobId, JobHead]:
-            rows = await connection.execute(ask.heads(wanted))
+            rows = await connection.execute(ask.heads(), {"ids": wanted})
             return {JobId(row.id): _head(row) for row in rows}
 
         return await self._store.read(unit)
@@ -285,7 +286,7 @@ class Reader:
     # --- parts of answers -------------------------------------------------------------------
 
     async def _job(self, connection: AsyncConnection, job_id: JobId) -> Job:
-        row = (await connection.execute(ask.job(job_id))).one_or_none()
+        row = (await connection.execute(ask.job(), {"job_id": job_id})).one_or_none()
         if row is None:
             raise NotFound("job", job_id)
         return _job_of(row, (await _furthest(connection, [row]))[row.id], self._grace)
@@ -352,8 +353,8 @@ async def _furthest(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) ->
     for forgiving in (False, True):
         wanted = [id_ for id_, row in open_jobs.items() if bool(row.forgiven) is forgiving]
         for some in chunks(sorted(wanted)):
-            question = ask.first_of_each_state(some, forgiving=forgiving)
-            for job_id, *seqs in await connection.execute(question):
+            question = ask.first_of_each_state(forgiving=forgiving)
+            for job_id, *seqs in await connection.execute(question, {"ids": some}):
                 total = open_jobs[job_id].total
                 found = [
                     (seq, state.value)

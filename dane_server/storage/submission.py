@@ -1,7 +1,6 @@
 """Stores jobs with their tasks and edges, inside a transaction."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,9 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.errors import DaneError, KeyReused, SourceConflict
 from dane_core.job import JobId
+from dane_server.graph import Graph
 from dane_server.storage.chunk import ROWS, chunks, fitting
 from dane_server.storage.nodes import LINKS, links_of, rows_of, tree_of, written
 from dane_server.storage.statements import submission as sql
+from dane_server.storage.stored import JustStored
 from dane_server.storage.tables import NAMELESS
 from dane_server.storage.view import NewJob, Once, Submitted
 
@@ -28,12 +29,12 @@ async def store_jobs(
     outcomes = await _replayed(connection, placed)
     outcomes |= await _in_conflict(connection, _without(placed, outcomes))
     fresh = _without(placed, outcomes)
-    for (place, new), job_id in zip(
+    for (place, new), added in zip(
         fresh, await _add_jobs(connection, [new for _, new in fresh]), strict=True
     ):
-        outcomes[place] = Submitted(job_id=job_id, replayed=False)
+        outcomes[place] = added
         if new.once:
-            await connection.execute(sql.settle_request_key(new.once.key, job_id))
+            await connection.execute(sql.settle_request_key(new.once.key, added.job_id))
     refused = [
         new.once.key
         for place, new in placed
@@ -53,7 +54,9 @@ def _echoes(new_jobs: Sequence[NewJob]) -> dict[int, int]:
 
 
 def _echo(outcome: Submitted | DaneError) -> Submitted | DaneError:
-    return replace(outcome, replayed=True) if isinstance(outcome, Submitted) else outcome
+    if isinstance(outcome, Submitted):
+        return Submitted(job_id=outcome.job_id, replayed=True)
+    return outcome
 
 
 def _without(placed: _Placed, outcomes: _Outcomes) -> _Placed:
@@ -89,7 +92,7 @@ async def _in_conflict(connection: AsyncConnection, placed: _Placed) -> _Outcome
             sql.add_sources(),
             [{"source_id": source_id, "source_url": urls[source_id]} for source_id in some],
         )
-        rows = await connection.execute(sql.source_urls(some))
+        rows = await connection.execute(sql.source_urls(), {"source_ids": some})
         known |= {row.source_id: row.source_url for row in rows}
     return {
         place: SourceConflict(new.spec.source_id, known[new.spec.source_id])
@@ -98,21 +101,36 @@ async def _in_conflict(connection: AsyncConnection, placed: _Placed) -> _Outcome
     }
 
 
-async def _add_jobs(connection: AsyncConnection, new_jobs: Sequence[NewJob]) -> list[JobId]:
+async def _add_jobs(connection: AsyncConnection, new_jobs: Sequence[NewJob]) -> list[Submitted]:
     if not new_jobs:
         return []
     owner_ids = await _owner_ids(connection, {new.owner for new in new_jobs})
     job_rows = [_job_row(new, owner_ids[new.owner]) for new in new_jobs]
-    job_ids = [JobId(job_id) for job_id in await _add_rows(connection, sql.add_jobs(), job_rows)]
+    jobs = [row async for row in _added(connection, sql.add_jobs(), job_rows)]
     rows = (
-        {"job_id": job_id, **row, "owner_id": owner_ids[new.owner]}
-        for job_id, new in zip(job_ids, new_jobs, strict=True)
+        {"job_id": job.id, **row, "owner_id": owner_ids[new.owner], "due_at": job.created_at}
+        for job, new in zip(jobs, new_jobs, strict=True)
         for row in rows_of(new.graph, new.spec.priority)
     )
-    node_ids = await _add_rows(connection, sql.add_tasks(), rows)
+    node_ids = [row.id async for row in _added(connection, sql.add_tasks(), rows)]
     for some in chunks(_edge_rows(new_jobs, node_ids), LINKS):
         await connection.execute(sql.add_edges(), some)
-    return job_ids
+    return _submitted(new_jobs, jobs, node_ids)
+
+
+def _submitted(
+    new_jobs: Sequence[NewJob], jobs: Sequence[sa.Row[Any]], node_ids: Sequence[int]
+) -> list[Submitted]:
+    found, first = [], 0
+    for new, job in zip(new_jobs, jobs, strict=True):
+        behind = first + new.graph.nodes
+        view = None
+        if isinstance(new.graph, Graph):
+            ids = node_ids[first:behind]
+            view = JustStored(new, new.graph, JobId(job.id), ids, job.created_at).view
+        found.append(Submitted(job_id=JobId(job.id), replayed=False, view=view))
+        first = behind
+    return found
 
 
 def _edge_rows(new_jobs: Sequence[NewJob], node_ids: Sequence[int]) -> Iterator[dict[str, int]]:
@@ -142,20 +160,19 @@ async def _known_owners(connection: AsyncConnection, names: Sequence[str]) -> di
     return found
 
 
-async def _add_rows(
+async def _added(
     connection: AsyncConnection, statement: sa.Insert, rows: Iterable[dict[str, Any]]
-) -> list[int]:
-    """Insert rows and return their new ids, in the order of the rows.
+) -> AsyncIterator[sa.Row[Any]]:
+    """Insert rows; what the store gave each, its id first, in the order of the rows.
 
     Rows are made some at a time, so that nobody else has to wait for all of them.
 
     The order of RETURNING is not promised; that the ids of one statement rise with its rows is
     (InnoDB: auto-increment of simple inserts; SQLite: AUTOINCREMENT).
     """
-    ids: list[int] = []
     for some in fitting(rows):
-        ids += sorted(await connection.scalars(statement, some))
-    return ids
+        for row in sorted(await connection.execute(statement, some), key=lambda row: row.id):
+            yield row
 
 
 def _job_row(new: NewJob, owner_id: int) -> dict[str, Any]:

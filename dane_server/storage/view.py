@@ -1,6 +1,6 @@
 """What the store gives and takes: views and queries of the reader, work for the writer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -210,6 +210,8 @@ class Submitted:
 
     job_id: JobId
     replayed: bool
+    #: How it stands as it was stored now; None of one so large that it is not held as objects.
+    view: Callable[[], JobView] | None = field(default=None, compare=False, repr=False)
 
 
 # --- what the writer takes and gives --------------------------------------------------------

@@ -69,6 +69,25 @@ async def test_everything_said_of_a_task_is_kept(ledger: Ledger) -> None:
     assert head.status is JobStatus.ACCEPTED
 
 
+async def test_what_is_said_of_a_job_just_stored_is_what_a_reader_finds(ledger: Ledger) -> None:
+    """So nobody has to read what was written a moment ago."""
+    retry = {"limit": 7, "delay": 0.5, "factor": 3.0, "max_delay": 60.0}
+    args = {"text": "Grüße 🎬 \\ \"'%s", "deep": [[[1.5, None, True]]], "large": 2**63 - 1}
+    every = task("A", name="the one ", args=args, priority=10, timeout=0.25, retry=retry)
+    jobs = [
+        new_job(sequence(every, parallel("B", sequence("C", "D")), task("A", allow_failure=True))),
+        new_job(graph(x="E", y=("F", "x"), z=("G", "x", "y")), owner="laboratory", priority=4),
+        new_job("A", metadata={"ü": "ß", "n": [1, {"deep": 1e300}]}, type="video", once=ONCE),
+    ]
+
+    outcomes = await ledger.outcomes(*jobs)
+
+    stored = [outcome for outcome in outcomes if isinstance(outcome, Submitted)]
+    found = [await ledger.reader.job_view(outcome.job_id) for outcome in stored]
+    assert [outcome.view and outcome.view() for outcome in stored] == found
+    assert len(found) == 3
+
+
 async def test_a_job_of_thousands_of_tasks_keeps_their_order(ledger: Ledger) -> None:
     """Ids come back from several statements; edges refer to them by place."""
     keys = [f"K{number}" for number in range(2500)]

@@ -1,0 +1,35 @@
+"""Lets those who ask at the same time share one question."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Together(Generic[K, V]):
+    """Asks for all who wait at once, as soon as what was asked before is answered.
+
+    Nobody is told what was found out before they asked. What `ask` raises, all get who waited.
+    """
+
+    def __init__(self, ask: Callable[[Iterable[K]], Awaitable[Mapping[K, V]]]) -> None:
+        self._ask = ask
+        self._wanted: set[K] = set()
+        self._next: asyncio.Task[Mapping[K, V]] | None = None
+        self._under_way: asyncio.Task[Mapping[K, V]] | None = None
+
+    async def of(self, keys: Iterable[K]) -> Mapping[K, V]:
+        """What there is for some keys, perhaps among others."""
+        self._wanted.update(keys)
+        if self._next is None:
+            self._next = asyncio.create_task(self._round(self._under_way))
+        return await asyncio.shield(self._next)
+
+    async def _round(self, before: asyncio.Task[Mapping[K, V]] | None) -> Mapping[K, V]:
+        if before is not None:
+            await asyncio.wait({before})
+        wanted, self._wanted = self._wanted, set()
+        self._under_way, self._next = self._next, None
+        return await self._ask(wanted)
