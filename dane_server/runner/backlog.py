@@ -75,11 +75,14 @@ class Backlog:
                 coming[new.owner] += new.graph.total
                 self._coming[new.owner] += new.graph.total
             admitted = [new for place, new in enumerate(new_jobs) if place not in refused]
-            outcomes = iter(await self._writer.store_jobs(admitted) if admitted else ())
-            self._added += coming
+            outcomes = await self._writer.store_jobs(admitted) if admitted else []
+            for new, outcome in zip(admitted, outcomes, strict=True):
+                if isinstance(outcome, Submitted) and not outcome.replayed:
+                    self._added[new.owner] += new.graph.total
         finally:
             self._coming -= coming
-        return [refused.get(place) or next(outcomes) for place in range(len(new_jobs))]
+        stored = iter(outcomes)
+        return [refused.get(place) or next(stored) for place in range(len(new_jobs))]
 
     async def _refused(self, new: NewJob) -> DaneError | None:
         refusal = self._refusal(new)

@@ -85,15 +85,16 @@ class Dispatcher:
         self._bound_meanwhile: set[str] = set()
         self._without_worker: set[str] = set()
         self._full: set[str] = set()
-        self._next_place: float | None = None  # in seconds, at the last claim
+        self._next_place: float | None = None  # when, by `time.monotonic`
 
     async def run(self) -> None:
         """Send whenever the bell rings, until told to stop; no claim is left unsent then."""
         look = True
+        await self._mark_unanswered(0.0)  # sent before the connection was lost
         while True:
             look = await self._outlast_alarm() or look
             while not self._exchange.blocked and await self.send_some(look=look):
-                pass
+                await self._mark_unanswered(_MARKED_AFTER)
             await self._mark_unanswered(_MARKED_AFTER)
             if not self._exchange.blocked:
                 look = await self._wait()
@@ -102,23 +103,25 @@ class Dispatcher:
         """Wait until there is something to do; whether to look for it in the store."""
         try:
             async with self._stopping.idle():
-                return await self._bell_or_next_place()
+                rung = await self._bell_or_next_place()
         except Stopped:
             await self._mark_unanswered(0.0)
             raise
+        return rung or (self._next_place is not None and time.monotonic() >= self._next_place)
 
     async def _bell_or_next_place(self) -> bool:
         """Wait for the bell, but not longer than until the rate of a key lets a task go.
 
         Nor much longer than until what was sent along is to be marked.
         """
-        waits = [self._next_place, _MARKED_AFTER if self._unmarked else None]
-        soonest = min((wait for wait in waits if wait is not None), default=None)
+        waits = [_MARKED_AFTER] if self._unmarked else []
+        if self._next_place is not None:
+            waits.append(max(self._next_place - time.monotonic(), 0.0))
         try:
-            async with asyncio.timeout(soonest):
+            async with asyncio.timeout(min(waits, default=None)):
                 return await self._bell.heard()
         except TimeoutError:
-            return soonest == self._next_place
+            return False
 
     @property
     def window(self) -> int:
@@ -168,11 +171,15 @@ class Dispatcher:
         if self._is_too_late(claimed):
             return True
         self._bound_meanwhile.clear()
-        self._on_the_way = {claim.task_id for claim in claims}
-        fates = await self._exchange.publish(
-            [(message.routing_key, message.seal(self._reply_to)) for message in messages]
-        )
-        await self._mark(claims, fates, along=batch.along)
+        ids = {claim.task_id for claim in claims}
+        self._on_the_way |= ids
+        try:
+            fates = await self._exchange.publish(
+                [(message.routing_key, message.seal(self._reply_to)) for message in messages]
+            )
+            await self._mark(claims, fates, along=batch.along)
+        finally:
+            self._on_the_way -= ids
         return True
 
     async def _outlast_alarm(self) -> bool:
@@ -184,6 +191,7 @@ class Dispatcher:
             return False
         logger.warning("the broker takes no messages (%s): no tasks are sent until it does", reason)
         self._handed_over.clear()
+        await self._mark_unanswered(0.0)
         while self._exchange.blocked:
             async with self._stopping.idle():
                 await asyncio.sleep(_ALARM_LOOK)
@@ -217,8 +225,8 @@ class Dispatcher:
         return _Batch(now, claims, along=False) if claims else None
 
     def _put_off(self, seconds: float) -> None:
-        soonest = self._next_place
-        self._next_place = seconds if soonest is None else min(seconds, soonest)
+        at, soonest = time.monotonic() + seconds, self._next_place
+        self._next_place = at if soonest is None else min(at, soonest)
 
     def _is_too_late(self, claimed: Moment) -> bool:
         """Whether claims may not be confirmed before their lease ends: then they stay unsent.
@@ -301,11 +309,13 @@ class Dispatcher:
     async def _mark_unanswered(self, patience: float) -> None:
         """Write down that tasks were sent which were not answered for so many seconds."""
         sent = [*self._unmarked.values()]
-        if sent and sent[0][0].age >= patience:
-            self._unmarked.clear()
-            await self._writer.mark_sent(
-                [claim for _, claim in sent], [], again=self._pace.route_again
-            )
+        if not sent or sent[0][0].age < patience:
+            return
+        claims = [claim for _, claim in sent]
+        await self._writer.mark_sent(claims, [], again=self._pace.route_again)
+        for one in sent:
+            if self._unmarked.get(one[1].task_id) is one:  # and not sent once more meanwhile
+                del self._unmarked[one[1].task_id]
 
     def _note_missing_workers(self, unroutable: set[str], routed: set[str]) -> None:
         """Log what an operator should know, once, and not with every probe."""

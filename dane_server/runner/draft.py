@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 import orjson
 
-from dane_core.errors import BadSpec, Fault
+from dane_core.errors import BadSpec, Fault, Unreachable
 from dane_core.spec import JobSpec, Limits, Parallel, parse_job
 from dane_server.graph import Graph, compile_graph
 from dane_server.storage.nodes import PackedGraph
@@ -72,14 +72,14 @@ class Drafts:
         self._places = asyncio.Semaphore(_PROCESSES)
 
     async def read(self, raw: bytes, limits: Limits) -> Draft:
-        """Read and compile a specification. Raises: BadSpec; StoreUnreachable."""
+        """Read and compile a specification. Raises: BadSpec; Unreachable."""
         if is_very_large(raw):
-            async with self._places, _reading() as other:
-                try:
+            try:
+                async with self._places, _reading() as other:
                     return await self._read_by(other, raw, limits)
-                except (EOFError, ConnectionError):
-                    told = "the process that reads a very large specification ended early"
-                    raise ChildProcessError(told) from None
+            except (EOFError, OSError) as fault:  # no memory, as a rule
+                told = "the process that reads a very large specification ended early"
+                raise Unreachable(f"{told} ({type(fault).__name__})") from None
         if len(raw) > _LONG:
             return await asyncio.to_thread(draft, raw, limits)
         return draft(raw, limits)

@@ -15,7 +15,8 @@ class Operator:
     """Retry, cancel, pause, prioritize, delete: in force once it returns, whatever the broker does.
 
     What is cancelled, paused, prioritized or deleted is marked first; then workers are told; then
-    its tasks are gone through, those of a large job by the walker after this has returned. Telling
+    its tasks are gone through, those of a large job by the walker after this has returned. At last
+    the bell is rung: what had a place under a limit may have left it to another. Telling
     the workers is a courtesy that saves work: an attempt that was taken away cannot be recorded any
     more, and a stale message is asked about before it is run.
     """
@@ -42,10 +43,12 @@ class Operator:
     async def cancel_job(self, job_id: JobId) -> None:
         await self._acts.begin_cancelling(job_id)
         await self._walk(self._walks.cancel, job_id)
+        await self._bell.ring()
 
     async def pause_job(self, job_id: JobId) -> None:
         await self._acts.begin_pausing(job_id)
         await self._walk(self._walks.pause, job_id)
+        await self._bell.ring()
 
     async def resume_job(self, job_id: JobId) -> None:
         await self._acts.resume_job(job_id)
@@ -59,6 +62,7 @@ class Operator:
     async def delete_job(self, job_id: JobId) -> None:
         await self._acts.bury_job(job_id)
         await self._walk(self._walks.delete, job_id)
+        await self._bell.ring()
 
     async def retry_task(self, task_id: TaskId) -> None:
         await self._acts.retry_task(task_id)
@@ -72,6 +76,7 @@ class Operator:
     async def reset_task(self, task_id: TaskId) -> None:
         old_attempt = await self._acts.reset_task(task_id)
         await self._stop(task_id, old_attempt)
+        await self._bell.ring()
 
     async def prioritize_task(self, task_id: TaskId, priority: int) -> None:
         await self._acts.prioritize_task(task_id, priority)

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
+
+_ROUNDING: Final = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,4 +39,6 @@ class Rate:
         return max(self.burst or int(self.per_second / 10), 1)
 
     def _due(self, now: datetime) -> datetime:
-        return max(self.next_at or now, now)
+        """Now, if it is further off than a burst takes: the database's clock was put back."""
+        furthest = now + timedelta(seconds=self._together / self.per_second) + _ROUNDING
+        return self.next_at if self.next_at and now < self.next_at <= furthest else now

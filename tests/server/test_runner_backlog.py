@@ -118,6 +118,20 @@ async def test_a_request_that_was_taken_in_before_needs_no_room(ledger: Ledger) 
     assert again == Submitted(job_id=first.job_id, replayed=True)
 
 
+async def test_a_request_that_was_repeated_is_not_counted_again(ledger: Ledger) -> None:
+    """Nor is one that was refused: neither has left anything open."""
+    once = Once(key="k", digest="d")
+    door = backlog(ledger, 3)
+    for _ in range(5):
+        await door.store_jobs([new_job("A", once=once)])
+    conflict = new_job("A", source_url="http://127.0.0.1/elsewhere")
+    await door.store_jobs([conflict, conflict])
+
+    [last] = await door.store_jobs([new_job(parallel("A", "B"))])
+
+    assert isinstance(last, Submitted)
+
+
 async def test_a_job_that_will_never_fit_is_not_told_to_come_again(ledger: Ledger) -> None:
     [outcome] = await backlog(ledger, 1).store_jobs([new_job(parallel("A", "B"))])
 

@@ -17,6 +17,7 @@ from dane_server.runner.bell import LocalBell
 from dane_server.runner.dispatch import Dispatcher, Moment
 from dane_server.runner.pace import Pace
 from dane_server.runner.ticket import Signer, new_secret
+from dane_server.storage.quotas import Quotas
 from dane_server.storage.tables import task_keys
 from dane_server.supervise import Stopping, keep_running
 from tests.server.ledger import Ledger, parallel
@@ -43,14 +44,17 @@ class Slow(MemoryExchange):
 
 
 def new_dispatcher(
-    ledger: Ledger, exchange: Exchange, stopping: Stopping, pace: Pace = PATIENT
+    ledger: Ledger,
+    exchange: Exchange,
+    stopping: Stopping,
+    pace: Pace = PATIENT,
+    bell: LocalBell | None = None,
 ) -> Dispatcher:
-    bell = LocalBell()
     return Dispatcher(
         writer=ledger.writer,
         reader=ledger.reader,
         exchange=exchange,
-        bell=bell,
+        bell=bell or LocalBell(),
         signer=Signer(new_secret()),
         pace=pace,
         stopping=stopping,
@@ -59,6 +63,28 @@ def new_dispatcher(
 
 async def with_queue(exchange: Exchange) -> None:
     await exchange.declare_queue(work_queue("A"), ["#.A"])
+
+
+async def test_what_is_handed_over_at_a_stop_leaves_the_batch_under_way_alone(
+    ledger: Ledger,
+) -> None:
+    """Both are marked as sent: what is not would be sent again after its lease."""
+    job = await ledger.submit(parallel("A", "A"))
+    handed_over = await ledger.claim(limit=1)
+    exchange, stopping = Slow(), Stopping()
+    await with_queue(exchange)
+    dispatcher = new_dispatcher(ledger, exchange, stopping)
+    running = asyncio.create_task(keep_running("dispatcher", dispatcher.run, stopping=stopping))
+    await exchange.sending.wait()
+
+    stopping.tell()
+    exchange.sending.clear()
+    handing_over = asyncio.create_task(dispatcher.hand_over(handed_over, Moment()))
+    await exchange.sending.wait()
+    exchange.confirm.set()
+    await asyncio.gather(handing_over, running)
+
+    assert [one.state for one in await ledger.tasks(job)] == [TaskState.QUEUED] * 2
 
 
 async def test_one_told_to_stop_ends_its_batch_and_claims_no_other(ledger: Ledger) -> None:
@@ -160,3 +186,21 @@ async def test_claims_of_a_slow_database_are_left_to_their_lease(ledger: Ledger)
     depth = await exchange.depth(work_queue("A"))
     assert depth is not None
     assert depth.waiting == 0
+
+
+async def test_a_rate_is_kept_however_often_the_bell_rings_meanwhile(ledger: Ledger) -> None:
+    """Each ring is for another task, and must not put off when the next of this key may go."""
+    job = await ledger.submit(parallel("A", "A", "A"))
+    await Quotas(ledger.store).limit_key("A", {"rate": 10.0, "burst": 1})
+    exchange, stopping, bell = MemoryExchange(), Stopping(), LocalBell()
+    await with_queue(exchange)
+    dispatcher = new_dispatcher(ledger, exchange, stopping, bell=bell)
+    running = asyncio.create_task(keep_running("dispatcher", dispatcher.run, stopping=stopping))
+
+    async def all_sent() -> bool:
+        bell.call()
+        return {one.state for one in await ledger.tasks(job)} == {TaskState.QUEUED}
+
+    await until(all_sent)
+    stopping.tell()
+    await running

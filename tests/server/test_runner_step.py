@@ -163,17 +163,32 @@ async def test_a_chain_of_one_key_looks_through_the_store_at_its_ends_only(
     assert looks < 10
 
 
+class Troubled(MemoryExchange):
+    """Takes nothing while it has trouble."""
+
+    trouble = ""
+
+    @property
+    def connected(self) -> bool:
+        return self.trouble != "the connection is lost"
+
+    @property
+    def blocked(self) -> str:
+        return self.trouble if self.trouble == "the broker is blocked" else ""
+
+
 class Desk:
     """A dispatcher at work, with a task that was handed over to it and sent."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.stopping = Stopping()
-        self.exchange = MemoryExchange()
+        self.exchange = Troubled()
+        self.bell = LocalBell()
         self.dispatcher = Dispatcher(
             writer=ledger.writer,
             reader=ledger.reader,
             exchange=self.exchange,
-            bell=LocalBell(),
+            bell=self.bell,
             signer=Signer(new_secret()),
             pace=PATIENT,
             stopping=self.stopping,
@@ -233,6 +248,25 @@ async def test_who_stops_marks_what_was_sent(
     await desk.send_along()
 
     assert await desk.stop() == {"A": TaskState.QUEUED}
+
+
+@pytest.mark.parametrize("trouble", ["the connection is lost", "the broker is blocked"])
+async def test_what_was_sent_is_marked_before_trouble_is_waited_out(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """It may take longer than the lease of what was sent."""
+    monkeypatch.setattr(dispatch, "_MARKED_AFTER", NEVER)
+    desk = Desk(ledger)
+    await desk.send_along()
+
+    desk.exchange.trouble = trouble
+    await desk.bell.ring()
+
+    async def marked() -> bool:
+        return await ledger.states(desk.job) == {"A": TaskState.QUEUED}
+
+    await until(marked)
+    await desk.stop()
 
 
 # --- connections --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -63,9 +64,12 @@ async def waiting_in(office: Office, queue: str) -> int:
     return depth.waiting if depth else 0
 
 
+_NUMBERS = count(1)
+
+
 async def all_read(office: Office) -> None:
     """Wait until the runner has taken and settled every report."""
-    marker = "the last of these"
+    marker = f"MARKER{next(_NUMBERS)}"
     await send(
         office,
         Hello(
@@ -74,13 +78,13 @@ async def all_read(office: Office) -> None:
             pid=1,
             slots=1,
             inbox="i",
-            offers=(Offer(key="MARKER"),),
+            offers=(Offer(key=marker),),
             fresh=True,
         ),
     )
 
     async def holds() -> bool:
-        return any(state.key == "MARKER" for state in await office.ledger.reader.keys())
+        return any(state.key == marker for state in await office.ledger.reader.keys())
 
     await until(holds)
     await send(office, Goodbye(worker=marker))

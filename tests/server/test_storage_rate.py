@@ -57,3 +57,10 @@ def test_in_no_span_of_time_go_more_than_the_rate_and_a_burst(
         for end, taken in went[first:]:
             total += taken
             assert total <= burst + (end - begin) * per_second + 0.1
+
+
+def test_a_clock_that_was_put_back_makes_the_next_early_and_never_late() -> None:
+    ahead = Rate(per_second=10, burst=5, next_at=after(3600))
+
+    assert ahead.places(BEGIN) == 5
+    assert ahead.after(5, BEGIN) == after(0.5)
