@@ -5,6 +5,7 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -80,10 +81,19 @@ def how_it_ended(code: int, peak: int = 0, *, oom: bool = False) -> str:
 
 def _usage(peak: int) -> str:
     # Linux counts what a process was before its exec, too: that was us.
-    ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+    ours = _our_peak()
     if peak <= ours:
         return f"it had used less than {_amount(ours)}"
     return f"it had used {_amount(peak)} at its peak"
+
+
+def _our_peak() -> int:
+    """The most we have held ourselves, in bytes; of us, too, `getrusage` tells what was before."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
 
 
 def _amount(size: float) -> str:

@@ -321,7 +321,8 @@ class _Service:
             url=broker,
             worker=serving.worker_id,
             response_queue=serving.response_queue,
-            pulse=serving.pulse.total_seconds(),
+            # Its silence is to be noticed well before a lease ends.
+            pulse=min(serving.pulse, serving.beat / 2).total_seconds(),
             beat=serving.beat.total_seconds(),
             lease=serving.lease.total_seconds(),
             spool=str(serving.spool) if serving.spool else None,

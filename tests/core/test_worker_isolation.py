@@ -401,6 +401,24 @@ def test_what_a_killed_process_had_used_is_said(peak: int, words: str) -> None:
     assert words in how_it_ended(-9, peak)
 
 
+def test_what_its_own_parent_had_used_is_not_taken_for_a_worker_s(tmp_path: Path) -> None:
+    """Linux says of a process that was started by a large one that it was as large itself."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "from dane_core.worker.ending import how_it_ended; print(how_it_ended(-9, 200 << 20))"
+    )
+    parent = "import subprocess, sys; large = b'1' * (300 << 20); subprocess.run(sys.argv[1:])"
+
+    told = subprocess.run(
+        [sys.executable, "-c", parent, sys.executable, str(worker)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    assert "it had used 200 MiB at its peak" in told.stdout
+
+
 def test_a_kill_by_the_kernel_for_want_of_memory_is_said_for_certain(tmp_path: Path) -> None:
     events = tmp_path / "memory.events"
     events.write_text("low 0\nhigh 0\nmax 9\noom 3\noom_kill 2\n")

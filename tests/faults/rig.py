@@ -404,6 +404,10 @@ class Rig:
         row = await self.row(task_id)
         return bool(row.leased and row.state == "running")
 
+    async def is_running(self, task_id: int) -> bool:
+        """Whether the store knows that a worker has begun a task."""
+        return bool((await self.row(task_id)).state == "running")
+
     async def was_rejected(self, task_id: int, reason: str) -> bool:
         """Whether answers for a task were refused for this reason, and counted."""
         return await self.rejections(task_id, reason) > 0

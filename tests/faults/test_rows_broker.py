@@ -62,6 +62,7 @@ async def test_a_broker_that_was_away_has_lost_nothing(
     await rig.begun(task_id=task)
     if rig.history.began(task_id=task)[0].pid == holder.pid:
         await rig.until(lambda: rig.is_leased(task))
+    await rig.until(lambda: rig.is_running(task))  # DANE knows who has it
     loading = asyncio.create_task(rig.load(30))
     await rig.begun(10)
     await asyncio.to_thread(befalls, rig.broker)
