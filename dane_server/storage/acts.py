@@ -287,7 +287,7 @@ class Acts:
     async def begin_prioritizing(self, job_id: JobId, priority: int) -> None:
         """Give a job another priority. Its tasks are to follow, some at a time.
 
-        Those that have one of their own keep it. Raises: NotFound.
+        Those that have another one keep theirs. Raises: NotFound.
         """
 
         async def unit(connection: AsyncConnection) -> None:
