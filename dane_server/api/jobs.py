@@ -247,7 +247,8 @@ async def prioritize_job(
 ) -> Response:
     """Give a job another priority: its tasks that have not begun are sent by it.
 
-    Tasks that have another one than the job's keep theirs. A large job is gone through behind the answer.
+    Tasks that have another one than the job's keep theirs. A large job is gone through behind
+    the answer.
     """
     await runner.prioritize_job(job_id, change.priority)
     return await _head(reader, job_id)

@@ -265,6 +265,19 @@ async def test_a_limit_of_one_is_shared_in_turn(ledger: Ledger) -> None:
     assert served == {one: 3, other: 3}
 
 
+async def test_chains_under_way_come_down_to_a_limit_set_meanwhile(ledger: Ledger) -> None:
+    """A place is not passed on from one step to the next while more are out than may be."""
+    for number in range(4):
+        await ledger.submit(sequence(*["A"] * 3), source_id=f"S{number}")
+    claims = await ledger.send()
+    await limit(ledger, concurrency=1)
+
+    recorded = [await ledger.record(answer(claim), window=1000) for claim in claims]
+
+    assert [one.claims for one in recorded] == [[], [], [], []]
+    assert len(await ledger.claim()) == 1
+
+
 async def test_successors_keep_to_the_limit_too(ledger: Ledger) -> None:
     await ledger.submit(parallel(*[sequence("B", "A")] * 3))
     sent = await ledger.send()

@@ -34,7 +34,8 @@ def _node(predecessors: Any, first: Any) -> sa.Select[Any]:
     """
     stopped = sa.select(sa.or_(jobs.c.paused, jobs.c.cancelling)).where(jobs.c.id == tasks.c.job_id)
     has_solo = sa.select(sa.true()).where(answers.c.job_id == tasks.c.job_id, answers.c.solo)
-    is_open = sa.select(sa.and_(sa.not_(task_keys.c.paused), task_keys.c.rate.is_(None))).where(
+    unlimited = sa.and_(task_keys.c.rate.is_(None), task_keys.c.concurrency.is_(None))
+    is_open = sa.select(sa.and_(sa.not_(task_keys.c.paused), unlimited)).where(
         task_keys.c.task_key == tasks.c.task_key
     )
     others_ready = (
