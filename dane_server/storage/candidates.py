@@ -99,7 +99,8 @@ class Search:
             seen = await look.behind(place)
             if seen.unseen is not None:
                 self._unseen.setdefault(key, seen.unseen)
-            place = seen.end
+            # All that was seen stands still: what was left out is next, and not another time.
+            place = seen.end if found else seen.unseen or seen.end
         if place is not None:
             self._unseen[key] = place
         if unseen is not None:

@@ -265,6 +265,20 @@ async def test_a_limit_of_one_is_shared_in_turn(ledger: Ledger) -> None:
     assert served == {one: 3, other: 3}
 
 
+async def test_jobs_that_stand_still_do_not_hide_one_that_goes_on(ledger: Ledger) -> None:
+    """However few places there are: with a limit of one, only one task of an owner is looked at."""
+    for number in range(5):
+        stopped = await ledger.submit(parallel("A", "A"), source_id=f"S{number}")
+        await ledger.acts.pause_job(stopped)
+    going = await ledger.submit(parallel("A", "A", "A"))
+    await limit(ledger, concurrency=1)
+
+    for _ in range(3):
+        [claim] = await ledger.claim()
+        assert claim.job_id == going
+        await ledger.record(answer(claim))
+
+
 async def test_chains_under_way_come_down_to_a_limit_set_meanwhile(ledger: Ledger) -> None:
     """A place is not passed on from one step to the next while more are out than may be."""
     for number in range(4):
