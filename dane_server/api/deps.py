@@ -54,6 +54,10 @@ def parts_of(request: Request) -> Parts:
     return cast("Parts", request.app.state.parts)
 
 
+async def _parts(request: Request) -> Parts:
+    return parts_of(request)
+
+
 async def _runner(request: Request) -> Runner:
     return parts_of(request).runner
 
@@ -74,6 +78,8 @@ async def _limits(request: Request) -> Limits:
     return parts_of(request).limits
 
 
+#: All of them: each dependency by itself costs what a small query does.
+TheParts = Annotated[Parts, Depends(_parts)]
 TheRunner = Annotated[Runner, Depends(_runner)]
 TheReader = Annotated[Reader, Depends(_reader)]
 TheSettings = Annotated[ServerSettings, Depends(_settings)]
@@ -206,9 +212,9 @@ async def _once_key(request: Request) -> str | None:
 OnceKey = Annotated[str | None, Depends(_once_key)]
 
 
-async def _owner(request: Request, settings: TheSettings) -> str:
+async def _owner(request: Request) -> str:
     """Who asks, as the proxy in front says; nobody in particular where it says nothing."""
-    header = settings.API.OWNER_HEADER
+    header = parts_of(request).settings.API.OWNER_HEADER
     names = request.headers.getlist(header) if header else []
     if not names:
         return ""
@@ -225,12 +231,12 @@ TheOwner = Annotated[str, Depends(_owner)]
 
 
 async def _exact(
-    settings: TheSettings,
+    request: Request,
     shape: Annotated[
         Literal["0.1"] | None, Query(description="0.1: no member that DANE 0.1 did not have.")
     ] = None,
 ) -> bool:
-    return settings.COMPAT.EXACT_SHAPE or shape is not None
+    return parts_of(request).settings.COMPAT.EXACT_SHAPE or shape is not None
 
 
 async def _exact_for_sender(

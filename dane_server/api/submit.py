@@ -1,9 +1,8 @@
 """Submitting one job."""
 
 import hashlib
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from dane_server.api.answer import PREFIX, JobAnswer
@@ -13,10 +12,8 @@ from dane_server.api.deps import (
     LARGE_JOB,
     ExactForSender,
     OnceKey,
-    TheLimits,
     TheOwner,
-    TheReader,
-    TheRunner,
+    TheParts,
     WithTasks,
     beside,
 )
@@ -27,10 +24,6 @@ from dane_server.storage.view import Once
 router = APIRouter(prefix=PREFIX, tags=["jobs"])
 
 
-async def _raw_spec(request: Request, limits: TheLimits) -> bytes:
-    return await read_body(request, limits.body)
-
-
 @router.post("/job/", status_code=201, include_in_schema=False)
 @router.post(
     "/job",
@@ -39,13 +32,11 @@ async def _raw_spec(request: Request, limits: TheLimits) -> bytes:
     responses={201: {"model": JobAnswer}, **problems(400, 409, 413, 415, 422, 429)},
 )
 async def submit_job(
+    request: Request,
     exact: ExactForSender,
     once_key: OnceKey,
     owner: TheOwner,
-    raw: Annotated[bytes, Depends(_raw_spec)],
-    limits: TheLimits,
-    runner: TheRunner,
-    reader: TheReader,
+    parts: TheParts,
     with_tasks: WithTasks = True,  # noqa: FBT002
 ) -> Response:
     """Submit one job.
@@ -53,11 +44,13 @@ async def submit_job(
     Follow it at the address in `Location`. With an `Idempotency-Key` a request that is sent
     again gives the job of the first one, and `Idempotent-Replayed: true`.
     """
-    draft = await runner.read(raw, limits)
+    raw = await read_body(request, parts.limits.body)
+    draft = await parts.runner.read(raw, parts.limits)
     once = await _once(once_key, raw) if once_key else None
-    submitted = await runner.submit(draft, once=once, owner=owner)
+    submitted = await parts.runner.submit(draft, once=once, owner=owner)
     if submitted.view is None or (with_tasks and draft.graph.total > LARGE_JOB):
-        answer = await show_job(reader, submitted.job_id, exact=exact, with_tasks=with_tasks)
+        reader, job_id = parts.reader, submitted.job_id
+        answer = await show_job(reader, job_id, exact=exact, with_tasks=with_tasks)
     else:
         answer = show_view(submitted.view(), exact=exact, with_tasks=with_tasks)
     answer.status_code = 201
