@@ -72,6 +72,7 @@ class Watched:
         self._brief = brief
         self._running = running
         self._writer: asyncio.StreamWriter | None = None
+        self._begun: list[Ticket] = []
         self._keeping: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -84,8 +85,18 @@ class Watched:
             await asyncio.wait({self._keeping})
 
     def note_begin(self, ticket: Ticket) -> None:
-        """Said at once, because what begins now may hold up everything else here."""
-        self._tell({"is": "began", "ticket": asdict(ticket)})
+        """Say that an attempt begins. Its work is to begin in a task that is made after this.
+
+        That work may hold up everything else here, so it is said before: what begins in one
+        turn of the loop is told when the next begins, and only then comes the turn of the work.
+        """
+        if not self._begun:
+            asyncio.get_running_loop().call_soon(self._tell_begun)
+        self._begun.append(ticket)
+
+    def _tell_begun(self) -> None:
+        begun, self._begun = self._begun, []
+        self._tell({"is": "began", "tickets": begun})
 
     async def _keep(self) -> None:
         pause = _FIRST_PAUSE

@@ -183,8 +183,8 @@ class _Watch:
                     known = [_known(attempt) for attempt in frame["running"]]
                     self._running = {each.ticket: each for each in known}
                 case "began":
-                    ticket = Ticket(**frame["ticket"])
-                    self._running[ticket] = _Known(ticket, runtime=0.0, leased=False)
+                    for ticket in (Ticket(**fields) for fields in frame["tickets"]):
+                        self._running[ticket] = _Known(ticket, runtime=0.0, leased=False)
                 case "gone":
                     return "it has ended in the midst of its work"
                 case "goodbye":
