@@ -11,6 +11,7 @@ from aio_pika import RobustConnection
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from aiormq import Channel
 from aiormq.abc import AbstractConnection
+from aiormq.connection import Connection
 from yarl import URL
 
 from dane_core.errors import ExchangeUnreachable
@@ -26,6 +27,10 @@ _ANSWERS: Final = 3
 #: Seconds between two tries to connect, doubling from the first to the last.
 _FIRST_PAUSE: Final = 1.0
 _LAST_PAUSE: Final = 15.0
+#: Frames that wait for the writer of a connection, or for a channel. The library's own number is
+#: 10, so that fifty acknowledgements take five turns of the loop and five packets. It holds
+#: nothing back: the writer gives the transport all there is, and prefetch bounds what arrives.
+_FRAMES: Final = 1_000
 #: Seconds for a last word to the broker, when no answer changes anything any more.
 _LAST_WORD: Final = 5.0
 
@@ -69,7 +74,7 @@ class Line:
             raise ExchangeUnreachable("not connected to RabbitMQ")
         async with answer_within(self.patience):
             channel = await transport.connection.channel(
-                publisher_confirms=confirms, on_return_raises=True
+                publisher_confirms=confirms, on_return_raises=True, frame_buffer_size=_FRAMES
             )
             return cast("Channel", channel)
 
@@ -162,6 +167,7 @@ class Line:
 @asynccontextmanager
 async def open_line(url: str, name: str, patience: float) -> AsyncIterator[Line]:
     """Connect, and stay connected. Raises: ExchangeUnreachable, if the first try fails."""
+    Connection.FRAME_BUFFER_SIZE = _FRAMES  # of every connection here: there is no other way in
     address = URL(url)
     settings = {"heartbeat": str(_HEARTBEAT), "name": name} | dict(address.query)
     connection = RobustConnection(address.with_query(settings), reconnect_interval=_FIRST_PAUSE)
