@@ -3,10 +3,11 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import cast
 
-from aio_pika.exceptions import ChannelNotFoundEntity
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 from aiormq import Channel
 from aiormq.abc import DeliveredMessage
 
@@ -88,8 +89,13 @@ class AmqpSubscription:
 
     async def ack(self, delivery: Delivery) -> None:
         if channel := self._settle([delivery.tag]):
-            async with last_word():
-                await channel.basic_ack(delivery.tag - self._earlier, wait=False)
+            tag = delivery.tag - self._earlier
+            if channel.write_queue.full():
+                async with last_word():
+                    await channel.basic_ack(tag, wait=False)
+            else:  # it waits for nothing then, and to time it costs more than all the rest
+                with suppress(*CONNECTION_EXCEPTIONS):
+                    await channel.basic_ack(tag, wait=False)
 
     async def ack_through(self, delivery: Delivery) -> None:
         # Tags rise, so the unsettled ones up to this are at the front.
