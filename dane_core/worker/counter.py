@@ -5,14 +5,14 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from dane_core.errors import BadMessage, ExchangeUnreachable, NotFound, QueueMismatch
 from dane_core.exchange.base import Delivery, Exchange, Fate, Subscription
 from dane_core.job import TaskId
 from dane_core.message import Envelope, TaskMessage, open_task
 from dane_core.routing import DEAD_QUEUE, binding_keys, work_queue
-from dane_core.worker.attempt import Attempt, Desk
+from dane_core.worker.attempt import Attempt, Desk, either
 from dane_core.worker.inbox import Inbox
 from dane_core.worker.place import Place
 from dane_core.worker.worker import Worker
@@ -38,6 +38,9 @@ class Slots:
         await self._semaphore.acquire()
 
     async def claim_soon(self) -> bool:
+        if not self._semaphore.locked():  # there is nothing to wait for, nor to time
+            await self.claim()
+            return True
         try:
             async with asyncio.timeout(_LOOKAHEAD):
                 await self.claim()
@@ -241,8 +244,7 @@ class _Lane:
         life = asyncio.create_task(attempt.live())
         life.add_done_callback(lambda _: running.pop(name))
         try:
-            either: set[asyncio.Future[Any]] = {life, attempt.leased}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            await either(life, attempt.leased)
         except asyncio.CancelledError:
             await _end(life)  # before its message goes to somebody else
             await self._settle(attempt, held)
@@ -268,8 +270,7 @@ class _Lane:
     async def _leave_to(self, twin: Attempt, held: "_Held") -> bool:
         """This very attempt runs here; its message came again, as after a lost connection."""
         twin.hand_off()
-        either: set[asyncio.Future[Any]] = {twin.leased, twin.answered}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        await either(twin.leased, twin.answered)
         if twin.leased.done() or twin.answered.result():
             await held.ack()
             return True

@@ -5,7 +5,8 @@ import inspect
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any, Protocol, Self
 
 from dane_core.errors import BadWorker
@@ -85,9 +86,8 @@ class LoopPlace:
         except Exception:
             logger.exception("%s: teardown failed", self._class.key)
 
-    @asynccontextmanager
-    async def seat(self) -> AsyncIterator[Run]:
-        yield lambda task: await_work(self._worker, task)
+    def seat(self) -> AbstractAsyncContextManager[Run]:
+        return nullcontext(partial(await_work, self._worker))
 
 
 class ThreadPlace:
