@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Final
 
 from dane_core.errors import BadMessage, ExchangeUnreachable, NotFound, QueueMismatch
@@ -81,7 +81,7 @@ class Counter:
         self._open = asyncio.Event()
         self._open.set()
         self._closed = False
-        self._waits: set[asyncio.Timeout] = set()
+        self.waits: set[asyncio.Timeout] = set()
 
     async def declare(self) -> None:
         """Make the queue and bind it. Raises: QueueMismatch, ExchangeUnreachable."""
@@ -117,17 +117,9 @@ class Counter:
         await self._open.wait()
         return not self._closed
 
-    @asynccontextmanager
-    async def until_interrupted(self, within: float | None = None) -> AsyncIterator[None]:
+    def until_interrupted(self, within: float | None = None) -> "_Wait":
         """Wait for something inside; TimeoutError when no more tasks are taken, or in time."""
-        async with asyncio.timeout(within) as wait:
-            if not self.takes_tasks:
-                raise TimeoutError
-            self._waits.add(wait)
-            try:
-                yield
-            finally:
-                self._waits.discard(wait)
+        return _Wait(self, within)
 
     async def rest(self) -> None:
         """A pause before something that failed is tried again."""
@@ -137,8 +129,31 @@ class Counter:
 
     def _interrupt(self) -> None:
         now = asyncio.get_running_loop().time()
-        for wait in self._waits:
+        for wait in self.waits:
             wait.reschedule(now)
+
+
+class _Wait:
+    """See `Counter.until_interrupted`. Not a generator: each task comes by."""
+
+    def __init__(self, counter: Counter, within: float | None) -> None:
+        self._counter = counter
+        self._timeout = asyncio.timeout(within)
+
+    async def __aenter__(self) -> None:
+        if not self._counter.takes_tasks:
+            raise TimeoutError
+        await self._timeout.__aenter__()
+        self._counter.waits.add(self._timeout)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._counter.waits.discard(self._timeout)
+        await self._timeout.__aexit__(kind, fault, trace)
 
 
 class _Lane:
