@@ -12,9 +12,10 @@ from uuid import uuid4
 import pytest
 
 from dane_core.exchange.amqp import connect
-from dane_core.message import Answer, Ask, Gone, Goodbye, Heartbeat, Hello, Leased
+from dane_core.message import Answer, Ask, Gone, Goodbye, Heartbeat, Hello, Leased, Ticket
 from dane_core.routing import work_queue
 from dane_core.worker import watched
+from dane_core.worker.pipe import Frame
 from dane_core.worker.watched import Brief, Watched
 from dane_core.worker.watchman import is_inert
 from tests.core.desk import Desk, message
@@ -173,6 +174,34 @@ async def test_a_watchman_without_a_broker_ends_when_it_is_told_to() -> None:
     os.kill(watchman, signal.SIGTERM)
 
     await has_ended(watchman)
+
+
+class Overheard(Watched):
+    """Notes what a watchman is told, and what else happens."""
+
+    def __init__(self, brief: Brief) -> None:
+        super().__init__(brief, list)
+        self.story: list[object] = []
+
+    def _tell(self, frame: Frame) -> None:
+        self.story.append(frame["tickets"])
+
+
+async def test_what_begins_in_one_turn_is_told_together_and_before_any_of_its_work() -> None:
+    """Work may hold the loop from its first moment on, and nothing is told any more."""
+    told = Overheard(brief_at("amqp://nowhere"))
+    tickets = [message(Stays, number).ticket for number in (1, 2)]
+
+    async def work() -> None:
+        told.story.append("work")
+
+    async def live(ticket: Ticket) -> None:
+        told.note_begin(ticket)
+        await asyncio.create_task(work())
+
+    await asyncio.gather(*map(live, tickets))
+
+    assert told.story == [tickets, "work", "work"]
 
 
 async def test_a_watchman_that_ends_is_replaced_and_missed_once(
