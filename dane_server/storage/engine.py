@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from dane_core.errors import BadSettings, Fault, OutcomeUnknown, StoreTaken, StoreUnreachable
+from dane_server.storage import sqlite
 
 # It warns of every row that INSERT IGNORE finds to be there already, which is the point of it.
 logging.getLogger("asyncmy").setLevel(logging.ERROR)
@@ -377,7 +378,11 @@ def _sqlite(url: str, *, reads: bool) -> AsyncEngine:
         pool_size=4 if reads else 1,
         max_overflow=0,
         pool_timeout=_POOL_SECONDS if reads else _UNIT_SECONDS,
-        connect_args={"isolation_level": None, "timeout": 5},
+        connect_args={
+            "isolation_level": None,
+            "timeout": 5,
+            "async_creator_fn": sqlite.connect,
+        },
         poolclass=sa.AsyncAdaptedQueuePool,
     )
     # FULL: what was answered with 201 is on the disk. A deferred transaction that later
