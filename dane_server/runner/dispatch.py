@@ -85,15 +85,17 @@ class Dispatcher:
         self._bound_meanwhile: set[str] = set()
         self._without_worker: set[str] = set()
         self._full: set[str] = set()
-        self._next_place: float | None = None  # when, by `time.monotonic`
+        self._next_look: float | None = None  # when there may be more, by `time.monotonic`
 
     async def run(self) -> None:
         """Send whenever the bell rings, until told to stop; no claim is left unsent then."""
         look = True
         await self._mark_unanswered(0.0)  # sent before the connection was lost
         while True:
-            look = await self._outlast_alarm() or look
-            while not self._exchange.blocked and await self.send_some(look=look):
+            if await self._outlast_alarm() or look:
+                self._next_look = time.monotonic()
+            # A claim that has seen all there was need not be followed by another: a bell rings.
+            while not self._exchange.blocked and await self.send_some(look=self._may_look):
                 await self._mark_unanswered(_MARKED_AFTER)
             await self._mark_unanswered(_MARKED_AFTER)
             if not self._exchange.blocked:
@@ -103,25 +105,28 @@ class Dispatcher:
         """Wait until there is something to do; whether to look for it in the store."""
         try:
             async with self._stopping.idle():
-                rung = await self._bell_or_next_place()
+                return await self._bell_or_next_look()
         except Stopped:
             await self._mark_unanswered(0.0)
             raise
-        return rung or (self._next_place is not None and time.monotonic() >= self._next_place)
 
-    async def _bell_or_next_place(self) -> bool:
+    async def _bell_or_next_look(self) -> bool:
         """Wait for the bell, but not longer than until the rate of a key lets a task go.
 
         Nor much longer than until what was sent along is to be marked.
         """
         waits = [_MARKED_AFTER] if self._unmarked else []
-        if self._next_place is not None:
-            waits.append(max(self._next_place - time.monotonic(), 0.0))
+        if self._next_look is not None:
+            waits.append(max(self._next_look - time.monotonic(), 0.0))
         try:
             async with asyncio.timeout(min(waits, default=None)):
                 return await self._bell.heard()
         except TimeoutError:
             return False
+
+    @property
+    def _may_look(self) -> bool:
+        return self._next_look is not None and time.monotonic() >= self._next_look
 
     @property
     def window(self) -> int:
@@ -214,7 +219,7 @@ class Dispatcher:
         now, pace = Moment(), self._pace
         if self._stopping.told:
             return None
-        self._next_place = None
+        self._next_look = None
         claims = await self._writer.claim_ready(
             window=pace.window,
             limit=pace.batch,
@@ -225,8 +230,8 @@ class Dispatcher:
         return _Batch(now, claims, along=False) if claims else None
 
     def _put_off(self, seconds: float) -> None:
-        at, soonest = time.monotonic() + seconds, self._next_place
-        self._next_place = at if soonest is None else min(at, soonest)
+        at, soonest = time.monotonic() + seconds, self._next_look
+        self._next_look = at if soonest is None else min(at, soonest)
 
     def _is_too_late(self, claimed: Moment) -> bool:
         """Whether claims may not be confirmed before their lease ends: then they stay unsent.

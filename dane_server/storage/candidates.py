@@ -26,9 +26,13 @@ _Line = tuple[int, int, int]  # rank, owner, job
 
 
 class Candidates:
-    """What was found of one key: tasks that may be sent, by rank, owner and job."""
+    """What was found of one key: tasks that may be sent, by rank, owner and job.
+
+    `are_all` says whether nothing of the key was left unseen.
+    """
 
     def __init__(self, passing: Container[int]) -> None:
+        self.are_all = False
         self._passing = passing
         self._now: Any = None  # the database's
         self._found: defaultdict[_Line, dict[int, datetime]] = defaultdict(dict)
@@ -86,10 +90,11 @@ class Search:
         are found, and others in turn from one search to the next. Tasks in `passing` are not.
         """
         found = Candidates(passing)
-        rows = (await connection.execute(sql.in_front(key, places))).all()
+        rows = (await connection.execute(sql.in_front(), {"key": key, "most": places})).all()
         found.add(rows)
         unseen = self._unseen.pop(key, None)
         if len(rows) < places:
+            found.are_all = True
             return found
         look = _Look(connection, key, places, found)
         place: Place | None = look.behind_job(Place(*rows[-1][:4]), rows)

@@ -10,9 +10,9 @@ holds, and so waits for none.
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 import sqlalchemy as sa
@@ -24,6 +24,7 @@ from dane_core.states import SENT
 from dane_server.storage.candidates import Search
 from dane_server.storage.chunk import ROWS
 from dane_server.storage.fairness import InFlight, share_out
+from dane_server.storage.inline import NOTHING
 from dane_server.storage.rate import Rate
 from dane_server.storage.statements import dispatch as sql
 from dane_server.storage.view import Claim
@@ -36,7 +37,8 @@ _TRIES: Final = 3
 class Claiming:
     """What a claim is to keep to.
 
-    `put_off` is told in how many seconds the rate of a key lets its next task go.
+    `put_off` is told in how many seconds there may be more, though nobody rings: when the rate
+    of a key lets its next task go, or at once, where a claim has not seen everything.
     """
 
     window: int
@@ -53,23 +55,34 @@ async def claim_ready(connection: AsyncConnection, asked: Claiming) -> list[Clai
     Keys share what may be claimed: one that workers empty faster than it is filled would
     otherwise leave nothing to those behind it.
     """
-    keys = sorted(await connection.scalars(sql.keys_ready()))
-    if len(keys) > asked.limit:
-        keys = sorted(random.sample(keys, asked.limit))
-    held = await _held(connection, keys) if keys else {}  # not those just paused
+    ready = sorted(await connection.scalars(sql.keys_ready()))
+    if not ready:
+        return []
+    keys = ready if len(ready) <= asked.limit else sorted(random.sample(ready, asked.limit))
+    held = await _held(connection, keys)  # not those just paused
     flights = await _flights(connection, sorted(held))
     rooms = {key: _room(held[key], flights[key], asked.window) for key in held}
     claims: list[Claim] = []
     passing: set[int] = set()
     for _ in range(_TRIES):
         chosen = await _chosen(connection, asked, (rooms, flights), passing)
-        claims = await _locked(connection, chosen)
-        if claims or not chosen:
+        claims = await _locked(connection, chosen.ids)
+        if claims or not chosen.ids:
             break
-        passing |= set(chosen)  # all held by others: there may be something behind them
+        passing |= set(chosen.ids)  # all held by others: there may be something behind them
     await _take(connection, claims, asked.lease)
     await _spend(connection, held, claims, asked.put_off)
+    is_all = len(claims) == len(chosen.ids) and chosen.whole.issuperset(ready)
+    if claims and (passing or not is_all):
+        asked.put_off(0.0)
     return claims
+
+
+class _Chosen(NamedTuple):
+    """The ids of tasks to claim, and the keys of which no other could have been chosen."""
+
+    ids: list[int]
+    whole: set[str]
 
 
 async def _chosen(
@@ -77,10 +90,11 @@ async def _chosen(
     asked: Claiming,
     standing: tuple[Mapping[str, int], Mapping[str, "_Flight"]],
     passing: set[int],
-) -> list[int]:
-    """The ids of tasks to claim; what one key does not use is shared among the others."""
+) -> _Chosen:
+    """Choose tasks; what one key does not use is shared among the others."""
     rooms, flights = dict(standing[0]), standing[1]
     chosen: dict[str, list[int]] = {}
+    whole = {key for key, room in rooms.items() if room <= 0}
     shares = even_shares(asked.limit, rooms)
     while more := [key for key, share in shares.items() if share > len(chosen.get(key, ()))]:
         for key in more:
@@ -92,30 +106,40 @@ async def _chosen(
             past = asked.search.past[key]
             taken = share_out(groups, in_flight, shares[key], ageing=ageing, past=past)
             chosen[key] = found.take(taken)
+            if found.are_all or len(chosen[key]) == standing[0][key]:
+                whole.add(key)
             if len(chosen[key]) < shares[key]:
                 rooms[key] = len(chosen[key])
         shares = even_shares(asked.limit, rooms)
-    return [task_id for key in sorted(chosen) for task_id in chosen[key]]
+    return _Chosen([task_id for key in sorted(chosen) for task_id in chosen[key]], whole)
 
 
 async def _weights(connection: AsyncConnection, owners: set[int]) -> dict[int, int]:
     """What owners weigh; one alone has nobody to be weighed against."""
     if len(owners) < 2:
         return {}
-    return {row.id: row.weight for row in await connection.execute(sql.weights_of(owners))}
+    weights = await connection.execute(sql.weights_of(), {"ids": sorted(owners)})
+    return {row.id: row.weight for row in weights}
 
 
 async def _locked(connection: AsyncConnection, ids: Sequence[int]) -> list[Claim]:
     """Those of some tasks that can be had now, locked, in the order of the ids given."""
     if not ids:
         return []
-    rows = {row.id: row for row in await connection.execute(sql.sendable(sorted(ids)))}
-    return [_claim(rows[task_id]) for task_id in ids if task_id in rows]
+    found = await connection.execute(sql.sendable(), {"ids": sorted(ids)})
+    rows = {row.id: row for row in found}
+    return [_found(rows[task_id]) for task_id in ids if task_id in rows]
+
+
+def _found(row: sa.Row[Any]) -> Claim:
+    """A claim; of a job that has not begun nothing was answered."""
+    claim = _claim(row)
+    return replace(claim, earlier=NOTHING) if row.job_not_begun else claim
 
 
 async def _take(connection: AsyncConnection, claims: Sequence[Claim], lease: timedelta) -> None:
     if ids := sorted(claim.task_id for claim in claims):
-        await connection.execute(sql.claim(ids, lease.total_seconds()))
+        await connection.execute(sql.claim(), {"ids": ids, "seconds": lease.total_seconds()})
 
 
 class _Flight:
@@ -136,7 +160,7 @@ class _Flight:
 async def _flights(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, _Flight]:
     flights = {key: _Flight() for key in keys}
     if keys:
-        for row in await connection.execute(sql.in_flight(keys)):
+        for row in await connection.execute(sql.in_flight(), {"keys": keys}):
             flights[row.task_key].add(row)
     return flights
 
@@ -168,7 +192,7 @@ async def _spend(
             continue
         next_at = _rate(row).after(taken[key], row.now)
         if taken[key]:
-            await connection.execute(sql.put_off_next(key, next_at))
+            await connection.execute(sql.put_off_next(), {"key": key, "time": next_at})
         left = Rate(per_second=row.rate, burst=row.burst, next_at=next_at)
         if wait := left.until_next(row.now):
             put_off(wait)
@@ -220,7 +244,7 @@ async def claim_along(
     claims = [_claim(task) for key in passed_on for task in by_key.pop(key)]
     claims += await _claim_of_room(connection, by_key, asked.window)
     if ids := sorted(claim.task_id for claim in claims):
-        taken = {"ids": ids, "lease_seconds": asked.lease.total_seconds()}
+        taken = {"ids": ids, "seconds": asked.lease.total_seconds()}
         await connection.execute(sql.claim_free(), taken)
     return claims
 
@@ -262,5 +286,22 @@ async def _held(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, s
     return {row.task_key: row for row in rows if not row.paused}
 
 
-def tickets(claims: Sequence[Claim]) -> list[tuple[int, int]]:
-    return sorted((claim.task_id, claim.dispatch) for claim in claims)
+async def mark_queued(
+    connection: AsyncConnection, claims: Sequence[Claim], horizon: timedelta
+) -> None:
+    """Claimed tasks lie in their queues; somebody looks at them again after the horizon."""
+    await connection.execute(sql.mark_queued(), _sent(claims, horizon))
+    await connection.execute(sql.start_jobs(), {"ids": sorted({one.job_id for one in claims})})
+
+
+async def mark_unroutable(
+    connection: AsyncConnection, claims: Sequence[Claim], again: timedelta
+) -> None:
+    """Claimed tasks found no queue; they are tried again after some time."""
+    await connection.execute(sql.mark_unroutable(), _sent(claims, again))
+
+
+def _sent(claims: Sequence[Claim], look_after: timedelta) -> dict[str, Any]:
+    tickets = sorted((claim.task_id, claim.dispatch) for claim in claims)
+    ids = [task_id for task_id, _ in tickets]
+    return {"ids": ids, "tickets": tickets, "seconds": look_after.total_seconds()}

@@ -13,6 +13,8 @@ INLINE_ANSWERS: Final = 100
 #: Answers by task key, and whether some were left out.
 Inline = tuple[Mapping[str, Any], bool]
 
+NOTHING: Final[Inline] = ({}, False)
+
 
 class Said(Protocol):
     """An answer as it is kept; `solo`, if no other task of its job has that key."""

@@ -45,7 +45,7 @@ async def record(
     # Whoever sent them may have died before it could write down that it did.
     jobs = {one.row.job_id for one in valid.values() if not one.row.job_started_at}
     if jobs:
-        await connection.execute(dispatch.start_jobs(sorted(jobs)))
+        await connection.execute(dispatch.start_jobs(), {"ids": sorted(jobs)})
     await tally.write(connection)  # jobs are locked before keys: see `claiming`
     places = Counter(one.row.task_key for one in valid.values() if one.row.state in SENT)
     asked = Claiming(window=window, limit=ROWS, lease=lease)

@@ -19,7 +19,7 @@ from dane_core.message import (
     Started,
 )
 from dane_server.storage.candidates import Search
-from dane_server.storage.claiming import Claiming, claim_ready, tickets
+from dane_server.storage.claiming import Claiming, claim_ready, mark_queued, mark_unroutable
 from dane_server.storage.engine import Store, patience_for
 from dane_server.storage.judging import judge
 from dane_server.storage.leasing import PATIENCE, STARTS
@@ -31,7 +31,7 @@ from dane_server.storage.presence import (
 )
 from dane_server.storage.recording import record
 from dane_server.storage.rejecting import count_forged
-from dane_server.storage.statements import dispatch, presence
+from dane_server.storage.statements import presence
 from dane_server.storage.submission import store_jobs
 from dane_server.storage.view import (
     Claim,
@@ -81,7 +81,7 @@ class Writer:
         No more than `window` of a key are in the exchange at once. What is not confirmed
         before `lease` runs out is claimed again, by anyone. A job of which nothing is sent or
         runs counts as more urgent by one with each `ageing` it waits (0: never). `put_off` is
-        told in how many seconds the rate of a key gives the next place.
+        told in how many seconds there may be more to claim though nobody says so (see `Claiming`).
         """
         asked = Claiming(
             window=window,
@@ -103,14 +103,9 @@ class Writer:
 
         async def unit(connection: AsyncConnection) -> None:
             if queued:
-                await connection.execute(
-                    dispatch.mark_queued(tickets(queued), _HORIZON.total_seconds())
-                )
-                await connection.execute(dispatch.start_jobs(sorted({c.job_id for c in queued})))
+                await mark_queued(connection, queued, _HORIZON)
             if unroutable:
-                await connection.execute(
-                    dispatch.mark_unroutable(tickets(unroutable), again.total_seconds())
-                )
+                await mark_unroutable(connection, unroutable, again)
 
         await self._store.write(unit)
 

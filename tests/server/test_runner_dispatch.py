@@ -128,10 +128,10 @@ async def _limit_rate(connection: AsyncConnection) -> None:
 
 
 async def test_one_that_waits_ends_at_the_word(ledger: Ledger) -> None:
+    job = await ledger.submit("A")
     stopping = Stopping()
     dispatcher = new_dispatcher(ledger, MemoryExchange(), stopping)
     running = asyncio.create_task(keep_running("dispatcher", dispatcher.run, stopping=stopping))
-    job = await ledger.submit("A")
     await until(lambda: _is(ledger, job, TaskState.UNROUTABLE))
 
     stopping.tell()

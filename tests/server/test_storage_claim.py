@@ -11,6 +11,7 @@ from dane_core.states import JobStatus, TaskState
 from dane_server.storage.acts import Acts
 from dane_server.storage.claiming import even_shares
 from dane_server.storage.engine import Store
+from dane_server.storage.inline import NOTHING
 from dane_server.storage.view import Claim, Place
 from dane_server.storage.writer import Writer
 from tests.server.audit import audit
@@ -101,6 +102,27 @@ async def test_no_more_are_claimed_than_asked_for(ledger: Ledger) -> None:
     batches = [len(await ledger.claim(limit=4)) for _ in range(3)]
 
     assert batches == [4, 2, 0]
+
+
+async def test_a_claim_that_has_not_seen_everything_says_so(ledger: Ledger) -> None:
+    """Nobody rings for what it has left; after one that saw all, a bell does."""
+    await ledger.submit(parallel(*["A"] * 3))
+    told: list[list[float]] = [[], [], []]
+
+    for said in told:
+        await ledger.writer.claim_ready(window=9, limit=2, lease=LEASE, put_off=said.append)
+
+    assert told == [[0.0], [], []]
+
+
+async def test_nothing_need_be_asked_of_a_job_that_has_not_begun(ledger: Ledger) -> None:
+    """No task of it was answered yet."""
+    await ledger.submit(sequence("A", "A"))
+    [first] = await ledger.send()
+    await ledger.record(answer(first))
+    [second] = await ledger.claim()
+
+    assert (first.earlier, second.earlier) == (NOTHING, None)
 
 
 async def test_one_full_key_does_not_hold_up_another(ledger: Ledger) -> None:

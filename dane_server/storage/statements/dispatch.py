@@ -1,7 +1,9 @@
-"""Questions and changes of a dispatch, each a function named after it. No I/O here."""
+"""Questions and changes of a dispatch, each a function named after it. No I/O here.
 
-from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
+Those without arguments are made once: what they are about they take when they are executed.
+"""
+
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -24,11 +26,18 @@ END: Final = 2**63 - 1
 #: Any other index finds all tasks of a state.
 _BY_KEY: Final = "FORCE INDEX (task_ready)"
 
+_IDS: Final[sa.BindParameter[Any]] = sa.bindparam("ids", expanding=True)
+_KEY: Final = sa.bindparam("key", type_=sa.String)
+_KEYS: Final[sa.BindParameter[Any]] = sa.bindparam("keys", expanding=True)
+_SECONDS: Final = sa.bindparam("seconds", type_=sa.Float)
 
+
+@cache
 def paused_keys() -> sa.Select[Any]:
     return sa.select(task_keys.c.task_key).where(task_keys.c.paused)
 
 
+@cache
 def keys_ready() -> sa.Select[Any]:
     """Task keys that have something to send, and are not paused."""
     ready = keys_in([TaskState.READY]).subquery()
@@ -51,7 +60,7 @@ def hold_keys() -> sa.Select[Any]:
             task_keys.c.next_at,
             now().label("now"),
         )
-        .where(task_keys.c.task_key.in_(sa.bindparam("keys", expanding=True)))
+        .where(task_keys.c.task_key.in_(_KEYS))
         .order_by(task_keys.c.task_key)
         .with_for_update()
     )
@@ -62,13 +71,16 @@ def add_keys() -> sa.Insert:
     return insert_missing(task_keys)
 
 
-def put_off_next(key: str, time: datetime) -> sa.Update:
-    """When the next task of a held key is due at its rate."""
-    return sa.update(task_keys).where(task_keys.c.task_key == key).values(next_at=time)
+@cache
+def put_off_next() -> sa.Update:
+    """The next task of a held `key` is due at its rate at a `time`."""
+    time = sa.bindparam("time", type_=task_keys.c.next_at.type)
+    return sa.update(task_keys).where(task_keys.c.task_key == _KEY).values(next_at=time)
 
 
-def in_flight(keys: Sequence[str]) -> sa.Select[Any]:
-    """How many tasks of some keys are sent or running, by owner and job."""
+@cache
+def in_flight() -> sa.Select[Any]:
+    """How many tasks of some `keys` are sent or running, by owner and job."""
     return (
         sa.select(
             tasks.c.task_key,
@@ -78,7 +90,9 @@ def in_flight(keys: Sequence[str]) -> sa.Select[Any]:
             sa.func.count().label("size"),
         )
         .with_hint(tasks, _BY_KEY, "mysql")
-        .where(tasks.c.state.in_(values_of([*SENT, TaskState.RUNNING])), tasks.c.task_key.in_(keys))
+        .where(
+            tasks.c.state.in_(values_of([*SENT, TaskState.RUNNING])), tasks.c.task_key.in_(_KEYS)
+        )
         .group_by(tasks.c.task_key, tasks.c.state, tasks.c.owner_id, tasks.c.job_id)
     )
 
@@ -91,11 +105,10 @@ def standing_of_key() -> sa.Select[int, int, bool]:
     """
 
     def some(states: Iterable[TaskState]) -> sa.Select[int]:
-        of_key = tasks.c.task_key == sa.bindparam("key", type_=sa.String)
         return (
             sa.select(tasks.c.id)
             .with_hint(tasks, _BY_KEY, "mysql")
-            .where(tasks.c.state.in_(values_of(states)), of_key)
+            .where(tasks.c.state.in_(values_of(states)), tasks.c.task_key == _KEY)
         )
 
     def counted(states: Iterable[TaskState], at_most: str) -> sa.ScalarSelect[int]:
@@ -109,8 +122,9 @@ def standing_of_key() -> sa.Select[int, int, bool]:
     )
 
 
-def weights_of(owner_ids: Collection[int]) -> sa.Select[Any]:
-    return sa.select(owners.c.id, owners.c.weight).where(owners.c.id.in_(sorted(owner_ids)))
+@cache
+def weights_of() -> sa.Select[Any]:
+    return sa.select(owners.c.id, owners.c.weight).where(owners.c.id.in_(_IDS))
 
 
 #: A scalar: a join would lock the job too.
@@ -151,18 +165,19 @@ def _seen() -> list[sa.ColumnElement[Any]]:
     return [*BY_OWNER, tasks.c.due_at, now().label("now"), stopped]
 
 
-def _ready_of(key: str) -> sa.ColumnElement[bool]:
+def _ready_of(key: str | sa.BindParameter[str]) -> sa.ColumnElement[bool]:
     return sa.and_(tasks.c.state == TaskState.READY, tasks.c.task_key == key)
 
 
-def in_front(key: str, limit: int) -> sa.Select[Any]:
-    """Ready tasks of a key, those that come first in the index."""
+@cache
+def in_front() -> sa.Select[Any]:
+    """Ready tasks of a `key`, those that come first in the index: so many at `most`."""
     return (
         sa.select(*_seen())
         .with_hint(tasks, _BY_KEY, "mysql")
-        .where(_ready_of(key))
+        .where(_ready_of(_KEY))
         .order_by(*BY_OWNER)
-        .limit(limit)
+        .limit(sa.bindparam("most", type_=sa.Integer))
     )
 
 
@@ -213,14 +228,16 @@ def place_behind(key: str, place: Sequence[int], reach: int) -> sa.Select[Any]:
     )
 
 
-def sendable(ids: Sequence[int]) -> sa.Select[Any]:
+@cache
+def sendable() -> sa.Select[Any]:
     """Those of some tasks that may be sent, and that nobody else is looking at; locked."""
+    begun_at = sa.select(jobs.c.started_at).where(jobs.c.id == tasks.c.job_id).scalar_subquery()
     # By the primary key alone, as everybody locks tasks.
     return (
-        sa.select(*CLAIMED)
+        sa.select(*CLAIMED, begun_at.is_(None).label("job_not_begun"))
         .with_hint(tasks, "FORCE INDEX (PRIMARY)", "mysql")
         .where(
-            tasks.c.id.in_(ids),
+            tasks.c.id.in_(_IDS),
             looked_up(tasks.c.state) == TaskState.READY,
             looked_up(tasks.c.due_at) <= now(),
             _job_goes_on(),
@@ -235,7 +252,7 @@ def claim_free() -> sa.Update:
     return (
         sa.update(tasks)
         .where(
-            tasks.c.id.in_(sa.bindparam("ids", expanding=True)),
+            tasks.c.id.in_(_IDS),
             tasks.c.state.in_(values_of([TaskState.BLOCKED, TaskState.HELD])),
         )
         .values(
@@ -243,53 +260,63 @@ def claim_free() -> sa.Update:
             pending=0,
             dispatch=tasks.c.dispatch + 1,
             queued_at=now(),  # a worker may well be quicker than the confirmation
-            due_at=later(sa.bindparam("lease_seconds", type_=sa.Float)),
+            due_at=later(_SECONDS),
             message=None,
         )
     )
 
 
-def claim(ids: Sequence[int], lease: float) -> sa.Update:
-    """Take ready tasks for sending, under a lease of some seconds."""
+@cache
+def claim() -> sa.Update:
+    """Take ready tasks for sending, under a lease of some `seconds`."""
     return (
         sa.update(tasks)
-        .where(tasks.c.id.in_(ids), tasks.c.state == TaskState.READY)
-        .values(state=TaskState.DISPATCHING, dispatch=tasks.c.dispatch + 1, due_at=later(lease))
+        .where(tasks.c.id.in_(_IDS), tasks.c.state == TaskState.READY)
+        .values(state=TaskState.DISPATCHING, dispatch=tasks.c.dispatch + 1, due_at=later(_SECONDS))
     )
 
 
-def start_jobs(ids: Sequence[int]) -> sa.Update:
+@cache
+def start_jobs() -> sa.Update:
     return (
         sa.update(jobs)
-        .where(jobs.c.id.in_(ids), jobs.c.started_at.is_(None))
+        .where(jobs.c.id.in_(_IDS), jobs.c.started_at.is_(None))
         .values(started_at=now())
     )
 
 
-def _tickets(tickets: Sequence[tuple[int, int]]) -> sa.ColumnElement[bool]:
-    """The tasks of (id, dispatch) pairs; the plain ids first, for the sake of the index."""
+def _sent_now() -> sa.ColumnElement[bool]:
+    """Of `tickets`, which are pairs of an id and a dispatch, and of their `ids`.
+
+    The plain ids first, for the sake of the index. A worker may have been quicker.
+    """
+    pairs: sa.BindParameter[Any] = sa.bindparam("tickets", expanding=True)
     return sa.and_(
-        tasks.c.id.in_([task_id for task_id, _ in tickets]),
-        sa.tuple_(tasks.c.id, tasks.c.dispatch).in_(tickets),
+        tasks.c.id.in_(_IDS),
+        sa.tuple_(tasks.c.id, tasks.c.dispatch).in_(pairs),
+        tasks.c.state == TaskState.DISPATCHING,
     )
 
 
-def mark_queued(tickets: Sequence[tuple[int, int]], horizon: float) -> sa.Update:
-    """Confirmed by the exchange. A worker may have been quicker: then this changes nothing."""
+@cache
+def mark_queued() -> sa.Update:
+    """Confirmed by the exchange; somebody looks at them again after so many `seconds`."""
     return (
         sa.update(tasks)
-        .where(_tickets(tickets), tasks.c.state == TaskState.DISPATCHING)
-        .values(state=TaskState.QUEUED, queued_at=now(), due_at=later(horizon))
+        .where(_sent_now())
+        .values(state=TaskState.QUEUED, queued_at=now(), due_at=later(_SECONDS))
     )
 
 
-def mark_unroutable(tickets: Sequence[tuple[int, int]], again: float) -> sa.Update:
+@cache
+def mark_unroutable() -> sa.Update:
+    """No queue took them; they are tried again after so many `seconds`."""
     return (
         sa.update(tasks)
-        .where(_tickets(tickets), tasks.c.state == TaskState.DISPATCHING)
+        .where(_sent_now())
         .values(
             state=TaskState.UNROUTABLE,
-            due_at=later(again),
+            due_at=later(_SECONDS),
             queued_at=sa.func.coalesce(tasks.c.queued_at, now()),  # it has waited since
             message=None,
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -40,6 +41,7 @@ def ready_again(ids: Sequence[int], state: TaskState) -> sa.Update:
     )
 
 
+@cache
 def next_due() -> sa.Select[Any]:
     """When the next task of each state has to be looked at, and the time now."""
     waiting = [TaskState.BACKOFF, TaskState.UNROUTABLE, TaskState.DISPATCHING, TaskState.READY]
@@ -80,10 +82,12 @@ def look_sooner(ids: Sequence[int], state: TaskState, ceiling: float) -> sa.Upda
 # --- what runs --------------------------------------------------------------------------------
 
 
+@cache
 def the_time() -> sa.Select[Any]:
     return sa.select(now())
 
 
+@cache
 def running() -> sa.Select[Any]:
     """What runs on a lease, or has a timeout."""
     return (
@@ -131,11 +135,13 @@ def watch(ids: Sequence[int], lease: float) -> sa.Update:
 # --- what lies in queues ----------------------------------------------------------------------
 
 
+@cache
 def keys_queued() -> sa.Select[Any]:
     """The keys that have tasks in a queue."""
     return keys_in([TaskState.QUEUED])
 
 
+@cache
 def keys_to_send() -> sa.Select[Any]:
     """The keys that have tasks to be sent, or sent and not begun."""
     return keys_in([TaskState.READY, *SENT])
@@ -160,6 +166,7 @@ def running_on_messages(key: str) -> sa.Select[Any]:
     )
 
 
+@cache
 def workers_here() -> sa.Select[Any]:
     """What each worker can do, how much of it at once, and what it is doing."""
     return sa.select(workers.c.task_keys, workers.c.slots, workers.c.running)
