@@ -18,8 +18,6 @@ _HERE: Final = Path(__file__).parent
 _DANE: Final = str(Path(sys.executable).with_name("dane"))
 _ALL_FINISHED: Final = "SELECT COUNT(*) = COUNT(finished_at) FROM job"
 _GLANCE: Final = 0.05
-#: A worker that has just come asks about each task, as long as clocks of servers may differ.
-_DOUBT: Final = 6.0
 
 #: Kinds of work: files with one worker each, all of the key NOOP.
 NOOP: Final = "noop.py"  # on the event loop
@@ -97,7 +95,6 @@ async def dane(
             command = (_DANE, "worker", str(_HERE / work), "--slots", str(slots))
             await stack.enter_async_context(ground.process(*command, **broker, **_home(ground)))
             await running.finish(job({"taskParallel": ["NOOP"] * 200}, "warm-up"))
-            await asyncio.sleep(_DOUBT)
         yield running
 
 

@@ -8,7 +8,8 @@ and friends turn an envelope back, or raise `BadMessage`. Bodies are JSON object
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
+from uuid import uuid4
 
 import orjson
 
@@ -78,6 +79,24 @@ class Ticket:
 
 # --- to the workers -------------------------------------------------------------------------
 
+#: This process, among all that send.
+_PROCESS: Final = uuid4().hex
+
+
+class Stamp(NamedTuple):
+    """A moment of one process, on a clock that nobody sets: it tells what came before what there.
+
+    `at` is in seconds since anything.
+    """
+
+    process: str
+    at: float
+
+    @classmethod
+    def here(cls, at: float | None = None) -> Self:
+        """Now, or the given time of `time.monotonic`."""
+        return cls(_PROCESS, time.monotonic() if at is None else at)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskMessage:
@@ -97,6 +116,7 @@ class TaskMessage:
     response: Mapping[str, Any]
     partial: bool = False  # some earlier answers were too large to come along
     sent_at: float = 0.0  # seconds since the epoch, the server's clock
+    stamp: Stamp | None = None  # the same moment
 
     @property
     def routing_key(self) -> str:
@@ -124,6 +144,7 @@ class TaskMessage:
             "response": self.response,
             "partial": self.partial,
             "sent_at": self.sent_at,
+            "stamp": self.stamp and [*self.stamp],
         }
         return Envelope(
             type="task",
@@ -154,6 +175,7 @@ def open_task(envelope: Envelope) -> TaskMessage:
         response=_get(body, "response", dict),
         partial=_maybe(body, "partial", bool) or False,
         sent_at=_number(body, "sent_at") or 0.0,
+        stamp=_stamp(body),
     )
 
 
@@ -180,6 +202,7 @@ class Control:
     listening: int | None = None  # with welcome: that of the hello
     #: Seconds since the epoch, the server's clock; None from a server that does not say it.
     sent_at: float | None = field(default_factory=time.time, compare=False)
+    stamp: Stamp | None = field(default_factory=Stamp.here, compare=False)
 
     def seal(self) -> Envelope:
         return Envelope(
@@ -194,6 +217,7 @@ class Control:
                 grace=self.grace,
                 listening=self.listening,
                 sent_at=self.sent_at,
+                stamp=self.stamp and [*self.stamp],
             ),
         )
 
@@ -212,6 +236,7 @@ def open_control(envelope: Envelope) -> Control:
         grace=_seconds(body, "grace"),
         listening=_maybe(body, "listening", int),
         sent_at=_number(body, "sent_at"),
+        stamp=_stamp(body),
     )
 
 
@@ -769,6 +794,15 @@ def _nests_too_deep(envelope: Envelope, response: Mapping[str, Any]) -> bool:
     except TypeError:
         return True
     return False
+
+
+def _stamp(body: Mapping[str, Any]) -> Stamp | None:
+    match body.get("stamp"):
+        case None:
+            return None
+        case [str(process), int() | float() as at]:
+            return Stamp(process, at)
+    raise BadMessage("stamp: expected a process and a number")
 
 
 def _number(body: Mapping[str, Any], name: str) -> float | None:

@@ -15,6 +15,7 @@ from dane_core.message import (
     Control,
     Envelope,
     Released,
+    Stamp,
     TaskMessage,
     Ticket,
     Verdict,
@@ -32,7 +33,8 @@ logger = logging.getLogger(__name__)
 #: What was cancelled, recalled, or asked about in vain, is remembered up to this many.
 _REMEMBERED: Final = 10_000
 #: How far the clocks of several servers may differ, in seconds: by more when something was
-#: recalled, since to ask about that costs little. A worker's own clock is never looked at.
+#: recalled, since to ask about that costs little. A worker's own clock is never looked at. What one
+#: server process says is in order by its stamps.
 _SERVERS_APART: Final = 5.0
 _RECALL_DOUBT: Final = 300.0
 _NEVER: Final = float("inf")
@@ -60,6 +62,7 @@ class Inbox:
         self._patience = patience.total_seconds()
         self._listenings = 0
         self._since = _NEVER
+        self._welcome: Stamp | None = None
         self._recalled: OrderedDict[tuple[str, object], float] = OrderedDict()
         self._asked: dict[Ticket, asyncio.Future[Verdict]] = {}
         self._given_up: OrderedDict[Ticket, None] = OrderedDict()
@@ -85,6 +88,7 @@ class Inbox:
         """
         self._listenings += 1
         self._since = _NEVER
+        self._welcome = None
 
     @property
     def unwelcomed(self) -> int:
@@ -93,7 +97,7 @@ class Inbox:
 
     def is_doubtful(self, message: TaskMessage) -> bool:
         """Whether the server may have changed its mind about a task since it was sent."""
-        if message.sent_at < self._since + _SERVERS_APART:
+        if self._may_be_older_than_welcome(message):
             return True
         names = (
             ("job", message.job_id),
@@ -103,6 +107,12 @@ class Inbox:
         return any(
             message.sent_at < self._recalled.get(name, -_NEVER) + _RECALL_DOUBT for name in names
         )
+
+    def _may_be_older_than_welcome(self, message: TaskMessage) -> bool:
+        stamp, welcome = message.stamp, self._welcome
+        if stamp is not None and welcome is not None and stamp.process == welcome.process:
+            return stamp.at < welcome.at
+        return message.sent_at < self._since + _SERVERS_APART
 
     async def ask(self, ticket: Ticket, *, redelivered: bool) -> Verdict | None:
         """May we still run this? None when nobody answers in time."""
@@ -159,6 +169,7 @@ class Inbox:
         """Whatever a server says from that time on, we hear."""
         if control.listening == self.unwelcomed != 0 and control.sent_at is not None:
             self._since = control.sent_at
+            self._welcome = control.stamp
 
     def _remember(self, control: Control) -> None:
         sent_at = _NEVER if control.sent_at is None else control.sent_at

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from dane_core.errors import ExchangeUnreachable
 from dane_core.exchange.base import Exchange, Fate
 from dane_core.job import JobId, TaskId
-from dane_core.message import TaskMessage
+from dane_core.message import Stamp, TaskMessage
 from dane_core.routing import RESPONSE_QUEUE
 from dane_server.runner.bell import LocalBell
 from dane_server.runner.heads import Heads
@@ -172,7 +172,7 @@ class Dispatcher:
         claimed, claims = batch.claimed, batch.claims
         heads = await self._heads.of(claim.job_id for claim in claims)
         claims = [claim for claim in claims if claim.job_id in heads]
-        messages = await self._messages(claims, heads, claimed.wall)
+        messages = await self._messages(claims, heads, claimed)
         if self._is_too_late(claimed):
             return True
         self._bound_meanwhile.clear()
@@ -244,14 +244,14 @@ class Dispatcher:
         return late
 
     async def _messages(
-        self, claims: Sequence[Claim], heads: Mapping[JobId, JobHead], sent_at: float
+        self, claims: Sequence[Claim], heads: Mapping[JobId, JobHead], claimed: Moment
     ) -> list[TaskMessage]:
         # Sent at the time of the claim: what was changed after that, a worker asks about.
         unknown = [claim for claim in claims if claim.earlier is None]
         earlier = await self._reader.responses(unknown) if unknown else {}
         return [
             self._message(
-                claim, heads[claim.job_id], claim.earlier or earlier[claim.task_id], sent_at
+                claim, heads[claim.job_id], claim.earlier or earlier[claim.task_id], claimed
             )
             for claim in claims
         ]
@@ -261,7 +261,7 @@ class Dispatcher:
         claim: Claim,
         head: JobHead,
         response: Inline,
-        sent_at: float,
+        claimed: Moment,
     ) -> TaskMessage:
         answers, partial = response
         return TaskMessage(
@@ -278,7 +278,8 @@ class Dispatcher:
             timeout=claim.timeout,
             response={"SHARED": head.shared, **answers},
             partial=partial,
-            sent_at=sent_at,
+            sent_at=claimed.wall,
+            stamp=Stamp.here(claimed.monotonic),
         )
 
     async def _mark(self, claims: Sequence[Claim], fates: Sequence[Fate], *, along: bool) -> None:

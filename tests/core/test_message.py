@@ -25,6 +25,7 @@ from dane_core.message import (
     Offer,
     Progress,
     Released,
+    Stamp,
     Started,
     TaskMessage,
     Ticket,
@@ -54,6 +55,7 @@ TASK = TaskMessage(
     response={"SHARED": {"TEMP_FOLDER": "/t"}, "DOWNLOAD": {"file_type": "video"}},
     partial=True,
     sent_at=1_700_000_000.25,
+    stamp=Stamp("a1", 12.5),
 )
 
 HELLO = Hello(
@@ -113,12 +115,14 @@ def test_a_report_reads_back_as_it_was_written(report: Any) -> None:
 def test_a_control_reads_back_as_it_was_written(control: Control) -> None:
     assert open_control(control.seal()) == control
     assert open_control(control.seal()).sent_at == control.sent_at
+    assert open_control(control.seal()).stamp == control.stamp
 
 
 def test_a_control_and_a_hello_of_an_earlier_version_can_be_read() -> None:
     """Servers and workers are not brought up to date at one moment."""
     control = Envelope(type="control", body=b'{"v": 1, "act": "roll"}')
     assert open_control(control).sent_at is None
+    assert open_control(control).stamp is None
 
     hello = HELLO.seal()
     old = {name: value for name, value in orjson.loads(hello.body).items() if name != "listening"}

@@ -24,6 +24,7 @@ from dane_core.message import (
     Hello,
     Progress,
     Released,
+    Stamp,
     Started,
     Ticket,
 )
@@ -324,6 +325,23 @@ async def test_the_clock_of_a_worker_does_not_matter(
 
         assert (await desk.hear(Ask)).ticket.task_id == 3
         assert [report.ticket.task_id for report in desk.heard if isinstance(report, Answer)] == [1]
+
+
+async def test_what_one_server_says_is_in_order_whatever_its_clock_says() -> None:
+    """It need not be asked about for as long as clocks of several servers may differ."""
+    async with served(Echo) as (desk, _):
+        just_now = {"sent_at": time.time() - 60, "stamp": Stamp.here()}
+        await desk.send(message(Echo, 1, **just_now))
+        assert (await desk.hear(Answer)).ticket.task_id == 1
+
+        before = {"sent_at": time.time() + 60, "stamp": Stamp.here(time.monotonic() - 60)}
+        await desk.send(message(Echo, 2, **before))
+        await desk.judge(await desk.hear(Ask), run=True)
+        await desk.hear(Answer)
+
+        another = {"sent_at": time.time() + 1, "stamp": Stamp("another", time.monotonic() + 60)}
+        await desk.send(message(Echo, 3, **another))
+        assert (await desk.hear(Ask)).ticket.task_id == 3
 
 
 async def test_everything_is_asked_about_until_a_server_gives_its_welcome() -> None:
