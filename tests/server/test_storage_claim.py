@@ -5,7 +5,6 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.states import JobStatus, TaskState
 from dane_server.storage.acts import Acts
@@ -28,6 +27,7 @@ from tests.server.ledger import (
     started,
     task,
 )
+from tests.server.transactions import one_waits_for_a_lock
 
 NOW = timedelta(0)
 
@@ -299,23 +299,11 @@ async def test_a_key_that_was_paused_a_moment_ago_is_passed_over(mariadb_store: 
     pausing = asyncio.create_task(Acts(holding).pause_key("A"))
     await holding.reached.wait()
     claiming = asyncio.create_task(ledger.claim())
-    await _waits_for_a_lock(mariadb_store)
+    await one_waits_for_a_lock(mariadb_store)
 
     holding.go_on.set()
     await pausing
     assert await claiming == []
-
-
-async def _waits_for_a_lock(store: Store) -> None:
-    """Return once somebody does."""
-
-    async def unit(connection: AsyncConnection) -> int:
-        waiting = "SELECT COUNT(*) FROM information_schema.innodb_lock_waits"
-        return int((await connection.exec_driver_sql(waiting)).scalar_one())
-
-    async with asyncio.timeout(5):
-        while not await store.read(unit):  # noqa: ASYNC110 - the database tells nobody
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.services

@@ -28,6 +28,7 @@ from tests.server.audit import audit
 from tests.server.ledger import Ledger, answer, parallel, sequence, spec
 from tests.server.scripted import HASTY, PATIENT, at_work
 from tests.server.stores import empty_store
+from tests.server.transactions import none_holds_rows
 from tests.services.mariadb import execute
 from tests.services.proxy import Proxy, proxy_to
 
@@ -558,15 +559,7 @@ async def test_people_who_hang_up_leave_no_locks_and_get_nobody_elses_rows(
     assert outcomes.count(True) > 50
     assert outcomes.count(None) > 50
     await _all_in_use(mariadb_store)
-    assert await _transactions(mariadb_store) == 0
+    await none_holds_rows(mariadb_store)
     again = [await post(number) for number in numbers[:40:4]]  # by the keys of those who hung up
     assert again == [True] * 10
     assert await count_jobs(mariadb_store) <= len(jobs) + len(numbers) // 4
-
-
-async def _transactions(store: Store) -> int:
-    async def unit(connection: AsyncConnection) -> int:
-        open_ones = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_rows_locked > 0"
-        return int((await connection.exec_driver_sql(open_ones)).scalar_one())
-
-    return await store.read(unit)
