@@ -61,6 +61,10 @@ class Candidates:
             for (rank, owner, job), found in self._found.items()
         ]
 
+    def firsts(self) -> list[int]:
+        """The id of the task of each group that goes before its others."""
+        return [min(found) for found in self._found.values()]
+
     def take(self, shares: Sequence[int]) -> list[int]:
         """The ids of the first so many of each group, the groups taking turns in each rank."""
         turns = [

@@ -23,7 +23,7 @@ from dane_core.routing import MAX_PRIORITY
 from dane_core.states import SENT
 from dane_server.storage.candidates import Search
 from dane_server.storage.chunk import ROWS
-from dane_server.storage.fairness import InFlight, share_out
+from dane_server.storage.fairness import InFlight, risen, share_out
 from dane_server.storage.inline import NOTHING
 from dane_server.storage.rate import Rate
 from dane_server.storage.statements import dispatch as sql
@@ -66,7 +66,7 @@ async def claim_ready(connection: AsyncConnection, asked: Claiming) -> list[Clai
     passing: set[int] = set()
     for _ in range(_TRIES):
         chosen = await _chosen(connection, asked, (rooms, flights), passing)
-        claims = await _locked(connection, chosen.ids)
+        claims = await _locked(connection, chosen)
         if claims or not chosen.ids:
             break
         passing |= set(chosen.ids)  # all held by others: there may be something behind them
@@ -79,10 +79,15 @@ async def claim_ready(connection: AsyncConnection, asked: Claiming) -> list[Clai
 
 
 class _Chosen(NamedTuple):
-    """The ids of tasks to claim, and the keys of which no other could have been chosen."""
+    """The ids of tasks to claim, and the keys of which no other could have been chosen.
+
+    `risen` has those that have waited so long that they count as of another rank. So they do on
+    the broker: there they would be behind what kept them waiting before.
+    """
 
     ids: list[int]
     whole: set[str]
+    risen: Mapping[int, int]
 
 
 async def _chosen(
@@ -95,6 +100,7 @@ async def _chosen(
     rooms, flights = dict(standing[0]), standing[1]
     chosen: dict[str, list[int]] = {}
     whole = {key for key, room in rooms.items() if room <= 0}
+    early: dict[int, int] = {}
     shares = even_shares(asked.limit, rooms)
     while more := [key for key, share in shares.items() if share > len(chosen.get(key, ()))]:
         for key in more:
@@ -106,12 +112,16 @@ async def _chosen(
             past = asked.search.past[key]
             taken = share_out(groups, in_flight, shares[key], ageing=ageing, past=past)
             chosen[key] = found.take(taken)
+            if levels := risen(groups, in_flight, ageing):
+                firsts = found.firsts()
+                early |= {firsts[number]: rank for number, rank in levels.items()}
             if found.are_all or len(chosen[key]) == standing[0][key]:
                 whole.add(key)
             if len(chosen[key]) < shares[key]:
                 rooms[key] = len(chosen[key])
         shares = even_shares(asked.limit, rooms)
-    return _Chosen([task_id for key in sorted(chosen) for task_id in chosen[key]], whole)
+    ids = [task_id for key in sorted(chosen) for task_id in chosen[key]]
+    return _Chosen(ids, whole, early)
 
 
 async def _weights(connection: AsyncConnection, owners: set[int]) -> dict[int, int]:
@@ -122,18 +132,20 @@ async def _weights(connection: AsyncConnection, owners: set[int]) -> dict[int, i
     return {row.id: row.weight for row in weights}
 
 
-async def _locked(connection: AsyncConnection, ids: Sequence[int]) -> list[Claim]:
-    """Those of some tasks that can be had now, locked, in the order of the ids given."""
-    if not ids:
+async def _locked(connection: AsyncConnection, chosen: _Chosen) -> list[Claim]:
+    """Those of the chosen that can be had now, locked, in the order they were chosen in."""
+    if not chosen.ids:
         return []
-    found = await connection.execute(sql.sendable(), {"ids": sorted(ids)})
+    found = await connection.execute(sql.sendable(), {"ids": sorted(chosen.ids)})
     rows = {row.id: row for row in found}
-    return [_found(rows[task_id]) for task_id in ids if task_id in rows]
+    return [_found(rows[one], chosen.risen.get(one)) for one in chosen.ids if one in rows]
 
 
-def _found(row: sa.Row[Any]) -> Claim:
-    """A claim; of a job that has not begun nothing was answered."""
+def _found(row: sa.Row[Any], rank: int | None) -> Claim:
+    """A claim, perhaps as of another rank; of a job that has not begun nothing was answered."""
     claim = _claim(row)
+    if rank is not None:
+        claim = replace(claim, priority=MAX_PRIORITY - rank)
     return replace(claim, earlier=NOTHING) if row.job_not_begun else claim
 
 

@@ -98,15 +98,24 @@ def _levels(
 ) -> Mapping[int, Mapping[int, int]]:
     """Which groups are served at which level, and up to how many tasks of each by then."""
     levels: defaultdict[int, dict[int, int]] = defaultdict(dict)
-    starving: defaultdict[int, list[int]] = defaultdict(list)
     for number, group in enumerate(groups):
         levels[group.rank][number] = group.ready
+    for number, level in risen(groups, in_flight, ageing).items():
+        levels[level][number] = 1
+    return levels
+
+
+def risen(groups: Sequence[Group], in_flight: InFlight, ageing: float) -> Mapping[int, int]:
+    """The groups, by number, of which one task counts as more urgent now; and as of which rank."""
+    starving: defaultdict[int, list[int]] = defaultdict(list)
+    for number, group in enumerate(groups):
         if ageing and group.ready and not in_flight.jobs.get((group.owner, group.job)):
             starving[group.rank].append(number)
+    levels: dict[int, int] = {}
     for rank, numbers in starving.items():
-        risen = int(max(groups[number].waited for number in numbers) // ageing)
-        if risen > 0 and rank > 0:
-            levels[max(rank - risen, 0)] |= dict.fromkeys(numbers, 1)
+        by = int(max(groups[number].waited for number in numbers) // ageing)
+        if by > 0 and rank > 0:
+            levels |= dict.fromkeys(numbers, max(rank - by, 0))
     return levels
 
 

@@ -145,6 +145,18 @@ async def test_what_has_waited_long_is_not_kept_waiting_by_what_is_urgent(ledger
     assert await claim() == {urgent: 3}  # one of it is on its way
 
 
+async def test_what_has_waited_long_is_sent_as_urgently_as_it_counts(ledger: Ledger) -> None:
+    """In the queue it would be behind all that kept it waiting before."""
+    patient = await ledger.submit(parallel("A", "A"), priority=0)
+    await change(ledger, sa.update(tasks).values(due_at=later(-700)))
+
+    hurried = timedelta(seconds=300)
+    claims = await ledger.writer.claim_ready(window=99, limit=9, lease=LEASE, ageing=hurried)
+
+    assert [claim.priority for claim in claims] == [2, 0]
+    assert {one.priority for one in await ledger.tasks(patient)} == {0}
+
+
 async def test_all_of_many_small_jobs_have_their_turn(ledger: Ledger) -> None:
     """There are more jobs than a claim looks at; the last is not left until the first are done."""
     small = [new_job(parallel(*["A"] * 5), source_id=f"S{number}") for number in range(800)]
