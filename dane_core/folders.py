@@ -23,11 +23,13 @@ def source_folders(temp_root: str | Path, out_root: str | Path, source_id: str) 
     they are; in others whatever a path could mistake is escaped as in a URL, and an id too
     long for a file name ends in its hash. Two ids never share a folder. Nothing is created.
     """
-    below = Path(*_chunks(name := _folder_name(source_id)), name)
-    return {
-        "TEMP_FOLDER": str(Path(temp_root).absolute() / below),
-        "OUT_FOLDER": str(Path(out_root).absolute() / below),
-    }
+    below = "/".join((*_chunks(name := _folder_name(source_id)), name))
+    return {"TEMP_FOLDER": _under(temp_root, below), "OUT_FOLDER": _under(out_root, below)}
+
+
+def _under(root: str | Path, below: str) -> str:
+    # As text: a path would be parsed for each of its steps, and every new job comes by here.
+    return f"{str(Path(root).absolute()).rstrip('/')}/{below}"
 
 
 def _folder_name(source_id: str) -> str:
