@@ -305,23 +305,29 @@ class Dispatcher:
 
         A worker that is quick answers first, and then it is written down that it did.
         """
-        routed = [claim for claim in routed if claim.task_id in self._on_the_way]
+        now = Moment()
+        sent = {one.task_id: (now, one) for one in routed if one.task_id in self._on_the_way}
+        self._unmarked |= sent
         if along and not self._stopping.told:
-            self._unmarked |= {claim.task_id: (Moment(), claim) for claim in routed}
-            routed = []
-        if routed or unroutable:
-            await self._writer.mark_sent(routed, unroutable, again=self._pace.route_again)
+            sent = {}
+        if sent or unroutable:
+            await self._write_down(sent, unroutable)
 
     async def _mark_unanswered(self, patience: float) -> None:
         """Write down that tasks were sent which were not answered for so many seconds."""
-        sent = [*self._unmarked.values()]
-        if not sent or sent[0][0].age < patience:
-            return
-        claims = [claim for _, claim in sent]
-        await self._writer.mark_sent(claims, [], again=self._pace.route_again)
-        for one in sent:
-            if self._unmarked.get(one[1].task_id) is one:  # and not sent once more meanwhile
-                del self._unmarked[one[1].task_id]
+        sent = dict(self._unmarked)
+        if sent and next(iter(sent.values()))[0].age >= patience:
+            await self._write_down(sent, [])
+
+    async def _write_down(
+        self, sent: Mapping[TaskId, tuple[Moment, Claim]], unroutable: Sequence[Claim]
+    ) -> None:
+        """Mark what was sent; what cannot be marked now is left to another time."""
+        claims = [claim for _, claim in sent.values()]
+        await self._writer.mark_sent(claims, unroutable, again=self._pace.route_again)
+        for task_id, one in sent.items():
+            if self._unmarked.get(task_id) is one:  # and not sent once more meanwhile
+                del self._unmarked[task_id]
 
     def _note_missing_workers(self, unroutable: set[str], routed: set[str]) -> None:
         """Log what an operator should know, once, and not with every probe."""

@@ -29,6 +29,8 @@ _ANSWERS_FIRST: Final = 10.0
 #: Between two looks meanwhile, and between two answers to "when is the next task due?".
 _SOON: Final = 1.0
 _BREATH: Final = 0.2
+#: Who begins a sweep so many seconds late stood still, or waited for a database that did.
+_STOOD_STILL: Final = 5.0
 #: The shortest pause.
 _INSTANT: Final = 0.05
 
@@ -70,7 +72,7 @@ class Sweeper:
             horizon=pace.horizon,
             given=pace.patience,
         )
-        self._began = time.monotonic()
+        self._began = self._last_pass = time.monotonic()
         self._empty_since: float | None = None
         self._heard_for = 0.0
         self._hurried = False
@@ -94,6 +96,7 @@ class Sweeper:
     async def sweep(self) -> float | None:
         """Pass over the store once; returns the seconds until the next task falls due."""
         before = time.monotonic()
+        self._heed_standstill(before)
         sight = await self._sweeps.look()
         now = time.monotonic()
         step = self._clock.step(sight.time, before=before, after=now)
@@ -145,6 +148,12 @@ class Sweeper:
         if now - self._began >= _ANSWERS_FIRST:
             return True
         return self._empty_since is not None and now - self._empty_since >= _SOON / 2
+
+    def _heed_standstill(self, now: float) -> None:
+        """Who stood still has not heard what was done meanwhile, as one that has just begun."""
+        if now - self._last_pass > 1.2 * self._pace.sweep.total_seconds() + _STOOD_STILL:
+            self._began, self._empty_since = now, None
+        self._last_pass = now
 
     async def _heed_step(self, step: float, now: float) -> None:
         """The database's clock was set: what it wrote before is nothing to go by."""

@@ -4,10 +4,13 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from dane_core.errors import StoreUnreachable
 from dane_core.exchange.base import Exchange, Fate
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.message import Envelope
@@ -204,3 +207,30 @@ async def test_a_rate_is_kept_however_often_the_bell_rings_meanwhile(ledger: Led
     await until(all_sent)
     stopping.tell()
     await running
+
+
+async def test_what_could_not_be_marked_as_sent_is_marked_later(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its lease would end, and it would be sent again."""
+    job = await ledger.submit("A")
+    exchange, stopping, mark = MemoryExchange(), Stopping(), ledger.writer.mark_sent
+    faults = iter([StoreUnreachable("away for a moment")])
+
+    async def mark_sent(*args: Any, **kwargs: Any) -> None:
+        for fault in faults:
+            raise fault
+        await mark(*args, **kwargs)
+
+    monkeypatch.setattr(ledger.writer, "mark_sent", mark_sent)
+    await with_queue(exchange)
+    dispatcher = new_dispatcher(ledger, exchange, stopping)
+    running = asyncio.create_task(keep_running("dispatcher", dispatcher.run, stopping=stopping))
+
+    async def marked() -> bool:
+        return await ledger.states(job) == {"A": TaskState.QUEUED}
+
+    await until(marked)
+    stopping.tell()
+    await running
+    assert [one.dispatch for one in await ledger.tasks(job)] == [1]

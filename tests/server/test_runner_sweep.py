@@ -241,6 +241,22 @@ async def test_what_waited_while_no_server_ran_is_recorded_before_anything_is_se
     assert await ledger.states(job) == {"A": TaskState.READY}
 
 
+async def test_one_that_stood_still_records_what_waited_first_too(ledger: Ledger) -> None:
+    """What it was sending then may have been done; it has not heard so."""
+    job = await ledger.submit("A")
+    await ledger.claim(lease=timedelta(0))
+    exchange = MemoryExchange()
+    await exchange.declare_queue(RESPONSE_QUEUE)
+    await exchange.send(RESPONSE_QUEUE, [Goodbye(worker="w1").seal()])
+    sweeper = sweeper_of(ledger, exchange)
+
+    sweeper._began -= 3600
+    sweeper._last_pass -= 60
+    await sweeper.sweep()
+
+    assert await ledger.states(job) == {"A": TaskState.DISPATCHING}
+
+
 # --- clocks -----------------------------------------------------------------------------------
 
 
