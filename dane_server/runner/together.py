@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+#: A question that takes longer, in seconds, holds up nobody else: it may never be answered.
+_PATIENCE: Final = 1.0
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 class Together(Generic[K, V]):
-    """Asks for all who wait at once, as soon as what was asked before is answered.
+    """Asks for all who wait at once, as soon as what was asked before is answered, or hangs.
 
     Nobody is told what was found out before they asked. What `ask` raises, all get who waited.
     """
@@ -29,7 +32,7 @@ class Together(Generic[K, V]):
 
     async def _round(self, before: asyncio.Task[Mapping[K, V]] | None) -> Mapping[K, V]:
         if before is not None:
-            await asyncio.wait({before})
+            await asyncio.wait({before}, timeout=_PATIENCE)
         wanted, self._wanted = self._wanted, set()
         self._under_way, self._next = self._next, None
         return await self._ask(wanted)

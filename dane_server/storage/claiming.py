@@ -303,6 +303,10 @@ async def mark_queued(
 ) -> None:
     """Claimed tasks lie in their queues; somebody looks at them again after the horizon."""
     await connection.execute(sql.mark_queued(), _sent(claims, horizon))
+
+
+async def start_jobs(connection: AsyncConnection, claims: Sequence[Claim]) -> None:
+    """Say that the jobs of claimed tasks have begun, of those where it is not said yet."""
     await connection.execute(sql.start_jobs(), {"ids": sorted({one.job_id for one in claims})})
 
 

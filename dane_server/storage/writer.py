@@ -1,12 +1,13 @@
 """Everything that changes the store in the ordinary course: each method is one transaction."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from dane_core.errors import DaneError
+from dane_core.errors import DaneError, StoreUnreachable
 from dane_core.message import (
     Answer,
     Ask,
@@ -19,7 +20,13 @@ from dane_core.message import (
     Started,
 )
 from dane_server.storage.candidates import Search
-from dane_server.storage.claiming import Claiming, claim_ready, mark_queued, mark_unroutable
+from dane_server.storage.claiming import (
+    Claiming,
+    claim_ready,
+    mark_queued,
+    mark_unroutable,
+    start_jobs,
+)
 from dane_server.storage.engine import Store, patience_for
 from dane_server.storage.judging import judge
 from dane_server.storage.leasing import PATIENCE, STARTS
@@ -98,7 +105,9 @@ class Writer:
     ) -> None:
         """Write down what the exchange said of a sending. Unknown outcomes are left to the lease.
 
-        Unroutable tasks are tried `again` after some time, or as soon as a worker binds.
+        Unroutable tasks are tried `again` after some time, or as soon as a worker binds. Whoever
+        holds the row of a job does not hold this up for long: that the job has begun is said with
+        its next sending or its first answer then.
         """
 
         async def unit(connection: AsyncConnection) -> None:
@@ -107,6 +116,14 @@ class Writer:
             if unroutable:
                 await mark_unroutable(connection, unroutable, again)
 
+        async def with_jobs(connection: AsyncConnection) -> None:
+            await unit(connection)
+            await start_jobs(connection, queued)
+
+        if queued:
+            with suppress(StoreUnreachable):
+                await self._store.write(with_jobs, patience=_FOR_JOBS)
+                return
         await self._store.write(unit)
 
     # --- recording ----------------------------------------------------------------------
@@ -220,5 +237,7 @@ class Writer:
 
 #: Tasks that one step of a walk makes ready, under locks.
 _ROUTED_AT_ONCE: Final = 500
+#: Seconds for jobs that others may hold.
+_FOR_JOBS: Final = 5.0
 #: Somebody looks at a queued task again after this long, should nothing else have happened.
 _HORIZON: Final = timedelta(hours=1)

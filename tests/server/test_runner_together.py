@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 
+from dane_server.runner import together as together_module
 from dane_server.runner.together import Together
 
 
@@ -72,3 +73,20 @@ async def test_one_who_gives_up_takes_nothing_from_the_others() -> None:
     oracle.lets.set()
 
     assert await patient == {"a": 1, "b": 1}
+
+
+async def test_a_question_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who come later would wait twice as long as anything may take."""
+    monkeypatch.setattr(together_module, "_PATIENCE", 0.01)
+    oracle = Oracle()
+    together = Together(oracle)
+    first = asyncio.create_task(together.of("a"))
+    await oracle.is_asked.wait()
+    oracle.is_asked.clear()
+
+    second = asyncio.create_task(together.of("b"))
+    await asyncio.wait_for(oracle.is_asked.wait(), 5)
+
+    assert oracle.asked == [{"a"}, {"b"}]
+    oracle.lets.set()
+    await asyncio.gather(first, second)

@@ -5,12 +5,15 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from dane_core.states import JobStatus, TaskState
+from dane_server.storage import writer
 from dane_server.storage.acts import Acts
 from dane_server.storage.claiming import even_shares
 from dane_server.storage.engine import Store
 from dane_server.storage.inline import NOTHING
+from dane_server.storage.tables import jobs
 from dane_server.storage.view import Claim, Place
 from dane_server.storage.writer import Writer
 from tests.server.audit import audit
@@ -304,6 +307,23 @@ async def test_a_key_that_was_paused_a_moment_ago_is_passed_over(mariadb_store: 
     holding.go_on.set()
     await pausing
     assert await claiming == []
+
+
+@pytest.mark.services
+async def test_a_job_that_is_held_does_not_keep_its_tasks_from_being_marked(
+    mariadb_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who sends would send nothing else meanwhile, and then these once more."""
+    monkeypatch.setattr(writer, "_FOR_JOBS", 0.2)
+    ledger = Ledger.of(mariadb_store)
+    job = await ledger.submit("A")
+    claims = await ledger.claim()
+    async with mariadb_store.engine.begin() as holder:
+        await holder.execute(sa.select(jobs.c.id).where(jobs.c.id == job).with_for_update())
+        await asyncio.wait_for(ledger.writer.mark_sent(claims, [], again=LEASE), 10)
+        marked = await ledger.states(job)
+
+    assert marked == {"A": TaskState.QUEUED}
 
 
 @pytest.mark.services
