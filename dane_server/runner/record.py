@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from dane_core.errors import BadMessage, ExchangeUnreachable, Unreachable
-from dane_core.exchange.base import Delivery, Exchange, Fate
+from dane_core.errors import BadMessage, ExchangeUnreachable, NotFound, Unreachable
+from dane_core.exchange.base import Delivery, Exchange, Fate, Subscription
 from dane_core.message import (
     Answer,
     Ask,
@@ -82,13 +82,22 @@ class Recorder:
         await self._exchange.declare_queue(DEAD_QUEUE)
         await self._exchange.declare_queue(self._queue)
         await self._exchange.broadcast(Control(act="roll").seal())
-        async with self._exchange.consume(self._queue, prefetch=self._pace.batch) as responses:
-            while True:
-                async with stopping.idle():
-                    batch = await responses.take(self._pace.batch)
-                for some in chunks(await self._readable(batch), self._pace.batch):
-                    await self._take(some)
-                await responses.ack_through(batch[-1])
+        try:
+            async with self._exchange.consume(self._queue, prefetch=self._pace.batch) as responses:
+                await self._record_all(responses, stopping)
+        except NotFound as gone:
+            if gone.kind != "queue":
+                raise
+            # Removed since it was declared: it is made again by who begins again.
+            raise ExchangeUnreachable(str(gone)) from None
+
+    async def _record_all(self, responses: Subscription, stopping: Stopping) -> None:
+        while True:
+            async with stopping.idle():
+                batch = await responses.take(self._pace.batch)
+            for some in chunks(await self._readable(batch), self._pace.batch):
+                await self._take(some)
+            await responses.ack_through(batch[-1])
 
     async def take_reports(self, reports: Sequence[Report]) -> None:
         """Write down a batch of reports, and send what they were holding up.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dane_core.errors import StoreUnreachable, Unreachable
+from dane_core.errors import ExchangeUnreachable, StoreUnreachable, Unreachable
 from dane_core.exchange.base import Fate
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.message import (
@@ -363,6 +363,20 @@ async def test_a_hello_without_a_ticket_is_taken_with_the_rest(ledger: Ledger) -
     )
 
     assert (await ledger.reader.keys()) == []
+
+
+class Emptied(MemoryExchange):
+    """Somebody removes each queue as soon as it is there."""
+
+    async def declare_queue(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        await super().declare_queue(queue, *args, **kwargs)
+        await self.delete_queue(queue)
+
+
+async def test_a_queue_that_was_removed_at_once_is_made_again(ledger: Ledger) -> None:
+    """That is no fault of ours: it is said in a line, and tried again."""
+    with pytest.raises(ExchangeUnreachable, match="there is no queue"):
+        await recorder(ledger.writer, Emptied()).run()
 
 
 # --- what workers are told ------------------------------------------------------------------------
