@@ -5,10 +5,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from dane_core.errors import ExchangeUnreachable
+from dane_core.errors import ExchangeUnreachable, StoreUnreachable
 from dane_core.exchange.base import Exchange, Fate
 from dane_core.job import JobId, TaskId
 from dane_core.message import Stamp, TaskMessage
@@ -90,7 +91,8 @@ class Dispatcher:
     async def run(self) -> None:
         """Send whenever the bell rings, until told to stop; no claim is left unsent then."""
         look = True
-        await self._mark_unanswered(0.0)  # sent before the connection was lost
+        with suppress(StoreUnreachable):  # it is tried again; others are not to wait for it
+            await self._mark_unanswered(0.0)  # sent before the connection was lost
         while True:
             if await self._outlast_alarm() or look:
                 self._next_look = time.monotonic()
@@ -288,6 +290,8 @@ class Dispatcher:
             by_fate[fate].append(claim)
         await self._note_sent(by_fate[Fate.ROUTED], by_fate[Fate.UNROUTABLE], along=along)
         unroutable = {claim.key for claim in by_fate[Fate.UNROUTABLE]}
+        if unroutable:
+            self._put_off(0.0)  # their places are free again, and nobody rings for that
         if bound := sorted(unroutable & self._bound_meanwhile):
             self.router.note_bound(bound)
         routed = {claim.key for claim in by_fate[Fate.ROUTED]}

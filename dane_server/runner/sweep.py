@@ -73,6 +73,7 @@ class Sweeper:
             given=pace.patience,
         )
         self._began = self._last_pass = time.monotonic()
+        self._was_late = False
         self._empty_since: float | None = None
         self._heard_for = 0.0
         self._hurried = False
@@ -150,10 +151,14 @@ class Sweeper:
         return self._empty_since is not None and now - self._empty_since >= _SOON / 2
 
     def _heed_standstill(self, now: float) -> None:
-        """Who stood still has not heard what was done meanwhile, as one that has just begun."""
-        if now - self._last_pass > 1.2 * self._pace.sweep.total_seconds() + _STOOD_STILL:
+        """Who stood still has not heard what was done meanwhile, as one that has just begun.
+
+        Not twice in a row: who is always slow is not to be patient for ever.
+        """
+        late = now - self._last_pass > 1.2 * self._pace.sweep.total_seconds() + _STOOD_STILL
+        if late and not self._was_late:
             self._began, self._empty_since = now, None
-        self._last_pass = now
+        self._last_pass, self._was_late = now, late
 
     async def _heed_step(self, step: float, now: float) -> None:
         """The database's clock was set: what it wrote before is nothing to go by."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 #: A question that takes longer, in seconds, holds up nobody else: it may never be answered.
 _PATIENCE: Final = 1.0
@@ -28,6 +28,7 @@ class Together(Generic[K, V]):
         self._wanted.update(keys)
         if self._next is None:
             self._next = asyncio.create_task(self._round(self._under_way))
+            self._next.add_done_callback(_note_fault)  # all who waited may have given up
         return await asyncio.shield(self._next)
 
     async def _round(self, before: asyncio.Task[Mapping[K, V]] | None) -> Mapping[K, V]:
@@ -36,3 +37,8 @@ class Together(Generic[K, V]):
         wanted, self._wanted = self._wanted, set()
         self._under_way, self._next = self._next, None
         return await self._ask(wanted)
+
+
+def _note_fault(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()

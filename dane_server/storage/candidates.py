@@ -108,8 +108,10 @@ class Search:
             seen = await look.behind(place)
             if seen.unseen is not None:
                 self._unseen.setdefault(key, seen.unseen)
-            # All that was seen stands still: what was left out is next, and not another time.
-            place = seen.end if found else seen.unseen or seen.end
+            # All that was seen stands still: what was left out is next, and not another time;
+            # unless it is so much that all of it would leave no step for what comes behind.
+            is_near = not found and steps < _STEPS_IN_VAIN // 2
+            place = (seen.unseen or seen.end) if is_near else seen.end
         if place is not None:
             self._unseen[key] = place
         if unseen is not None:

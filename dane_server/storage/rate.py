@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-_ROUNDING: Final = timedelta(milliseconds=1)
+#: `now` may be of before a lock was waited for, and others have gone on meanwhile.
+_WAITED: Final = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,5 +41,5 @@ class Rate:
 
     def _due(self, now: datetime) -> datetime:
         """Now, if it is further off than a burst takes: the database's clock was put back."""
-        furthest = now + timedelta(seconds=self._together / self.per_second) + _ROUNDING
+        furthest = now + timedelta(seconds=(self._together + 1) / self.per_second) + _WAITED
         return self.next_at if self.next_at and now < self.next_at <= furthest else now

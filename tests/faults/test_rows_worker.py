@@ -19,7 +19,6 @@ LEASE_ENDS: Final = 75.0
 LEASED: Final[dict[str, Any]] = {"HAND_OFF": 0.5, "BEAT": 0.5}
 
 
-@quick
 @row(13)
 async def test_what_was_just_delivered_goes_to_another(rig: Rig) -> None:
     """A worker is killed right after a delivery.

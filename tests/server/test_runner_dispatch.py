@@ -234,3 +234,23 @@ async def test_what_could_not_be_marked_as_sent_is_marked_later(
     stopping.tell()
     await running
     assert [one.dispatch for one in await ledger.tasks(job)] == [1]
+
+
+async def test_what_finds_no_queue_leaves_its_place_to_the_next_at_once(ledger: Ledger) -> None:
+    """Nobody rings for that: with a limit of one, each would cost the time to the next sweep."""
+    strange = [await ledger.submit("A", type="strange") for _ in range(3)]
+    known = await ledger.submit("A", type="video")
+    await Quotas(ledger.store).limit_key("A", {"concurrency": 1})
+    exchange, stopping = MemoryExchange(), Stopping()
+    await exchange.declare_queue(work_queue("A"), ["video.A"])
+    dispatcher = new_dispatcher(ledger, exchange, stopping)
+    running = asyncio.create_task(keep_running("dispatcher", dispatcher.run, stopping=stopping))
+
+    async def sent() -> bool:
+        return await ledger.states(known) == {"A": TaskState.QUEUED}
+
+    await until(sent)
+    stopping.tell()
+    await running
+    found = {(await ledger.states(job))["A"] for job in strange}
+    assert found == {TaskState.UNROUTABLE}

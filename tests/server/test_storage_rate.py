@@ -62,5 +62,8 @@ def test_in_no_span_of_time_go_more_than_the_rate_and_a_burst(
 def test_a_clock_that_was_put_back_makes_the_next_early_and_never_late() -> None:
     ahead = Rate(per_second=10, burst=5, next_at=after(3600))
 
+    waited = Rate(per_second=10, burst=5, next_at=after(1))  # `now` is of before a lock
+
     assert ahead.places(BEGIN) == 5
+    assert waited.places(BEGIN) == 0
     assert ahead.after(5, BEGIN) == after(0.5)
