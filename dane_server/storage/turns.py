@@ -33,7 +33,10 @@ class Turns:
             yield True
             return
         engine = create_async_engine(
-            self._store.engine.url, poolclass=sa.NullPool, connect_args=_PATIENCE
+            self._store.engine.url,
+            poolclass=sa.NullPool,
+            pool_reset_on_return=None,  # nothing is to be undone, least of all where it is lost
+            connect_args=_PATIENCE,
         )
         try:
             try:
