@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -62,6 +62,16 @@ def new_dispatcher(
         pace=pace,
         stopping=stopping,
     )
+
+
+async def runs_until(
+    holds: Callable[[], Awaitable[bool]], dispatcher: Dispatcher, stopping: Stopping
+) -> None:
+    """Have a dispatcher at work until something holds."""
+    running = asyncio.create_task(keep_running("dispatcher", dispatcher.run, stopping=stopping))
+    await until(holds)
+    stopping.tell()
+    await running
 
 
 async def with_queue(exchange: Exchange) -> None:
@@ -198,15 +208,12 @@ async def test_a_rate_is_kept_however_often_the_bell_rings_meanwhile(ledger: Led
     exchange, stopping, bell = MemoryExchange(), Stopping(), LocalBell()
     await with_queue(exchange)
     dispatcher = new_dispatcher(ledger, exchange, stopping, bell=bell)
-    running = asyncio.create_task(keep_running("dispatcher", dispatcher.run, stopping=stopping))
 
     async def all_sent() -> bool:
         bell.call()
         return {one.state for one in await ledger.tasks(job)} == {TaskState.QUEUED}
 
-    await until(all_sent)
-    stopping.tell()
-    await running
+    await runs_until(all_sent, dispatcher, stopping)
 
 
 async def test_what_could_not_be_marked_as_sent_is_marked_later(
@@ -225,14 +232,11 @@ async def test_what_could_not_be_marked_as_sent_is_marked_later(
     monkeypatch.setattr(ledger.writer, "mark_sent", mark_sent)
     await with_queue(exchange)
     dispatcher = new_dispatcher(ledger, exchange, stopping)
-    running = asyncio.create_task(keep_running("dispatcher", dispatcher.run, stopping=stopping))
 
     async def marked() -> bool:
         return await ledger.states(job) == {"A": TaskState.QUEUED}
 
-    await until(marked)
-    stopping.tell()
-    await running
+    await runs_until(marked, dispatcher, stopping)
     assert [one.dispatch for one in await ledger.tasks(job)] == [1]
 
 
@@ -244,13 +248,10 @@ async def test_what_finds_no_queue_leaves_its_place_to_the_next_at_once(ledger: 
     exchange, stopping = MemoryExchange(), Stopping()
     await exchange.declare_queue(work_queue("A"), ["video.A"])
     dispatcher = new_dispatcher(ledger, exchange, stopping)
-    running = asyncio.create_task(keep_running("dispatcher", dispatcher.run, stopping=stopping))
 
     async def sent() -> bool:
         return await ledger.states(known) == {"A": TaskState.QUEUED}
 
-    await until(sent)
-    stopping.tell()
-    await running
+    await runs_until(sent, dispatcher, stopping)
     found = {(await ledger.states(job))["A"] for job in strange}
     assert found == {TaskState.UNROUTABLE}

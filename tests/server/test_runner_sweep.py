@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from dane_core.exchange.memory import MemoryExchange
+from dane_core.job import JobId
 from dane_core.message import (
     Answer,
     Control,
@@ -220,16 +221,21 @@ async def test_nothing_is_over_while_the_broker_is_away(ledger: Ledger, exchange
     assert (one.state, one.attempt) == (TaskState.RUNNING, 1)
 
 
-async def test_what_waited_while_no_server_ran_is_recorded_before_anything_is_sent_again(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A task that was being sent as the server died may have been done since."""
+async def being_sent(ledger: Ledger) -> tuple[JobId, Sweeper]:
+    """A job whose task was being sent, its lease over; and a sweeper, with a report unread."""
     job = await ledger.submit("A")
     await ledger.claim(lease=timedelta(0))
     exchange = MemoryExchange()
     await exchange.declare_queue(RESPONSE_QUEUE)
     await exchange.send(RESPONSE_QUEUE, [Goodbye(worker="w1").seal()])
-    sweeper = sweeper_of(ledger, exchange)
+    return job, sweeper_of(ledger, exchange)
+
+
+async def test_what_waited_while_no_server_ran_is_recorded_before_anything_is_sent_again(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that was being sent as the server died may have been done since."""
+    job, sweeper = await being_sent(ledger)
 
     again = [await sweeper.sweep() for _ in range(3)]
     before = await ledger.states(job)
@@ -243,12 +249,7 @@ async def test_what_waited_while_no_server_ran_is_recorded_before_anything_is_se
 
 async def test_one_that_stood_still_records_what_waited_first_too(ledger: Ledger) -> None:
     """What it was sending then may have been done; it has not heard so."""
-    job = await ledger.submit("A")
-    await ledger.claim(lease=timedelta(0))
-    exchange = MemoryExchange()
-    await exchange.declare_queue(RESPONSE_QUEUE)
-    await exchange.send(RESPONSE_QUEUE, [Goodbye(worker="w1").seal()])
-    sweeper = sweeper_of(ledger, exchange)
+    job, sweeper = await being_sent(ledger)
 
     sweeper._began -= 3600
     sweeper._last_pass -= 60
