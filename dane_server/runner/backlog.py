@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Final
 
 from dane_core.errors import BadSpec, DaneError, Fault, TooMuchOpen, Unreachable
+from dane_server.storage.claiming import Claiming
 from dane_server.storage.quotas import OpenTasks, Quotas
 from dane_server.storage.view import NewJob, Submitted
 from dane_server.storage.writer import Writer
@@ -57,7 +58,9 @@ class Backlog:
         self._coming = Counter[str]()  # admitted, but not stored yet
         self._added = Counter[str]()  # stored since the last count
 
-    async def store_jobs(self, new_jobs: Sequence[NewJob]) -> list[Submitted | DaneError]:
+    async def store_jobs(
+        self, new_jobs: Sequence[NewJob], claiming: Claiming | None = None
+    ) -> list[Submitted | DaneError]:
         """Store the jobs there is room for; in place of another stands TooMuchOpen.
 
         Or BadSpec, where a job by itself is more than may ever be open. One that was taken in
@@ -75,7 +78,7 @@ class Backlog:
                 coming[new.owner] += new.graph.total
                 self._coming[new.owner] += new.graph.total
             admitted = [new for place, new in enumerate(new_jobs) if place not in refused]
-            outcomes = await self._writer.store_jobs(admitted) if admitted else []
+            outcomes = await self._writer.store_jobs(admitted, claiming) if admitted else []
             for new, outcome in zip(admitted, outcomes, strict=True):
                 if isinstance(outcome, Submitted) and not outcome.replayed:
                     self._added[new.owner] += new.graph.total

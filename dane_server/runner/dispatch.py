@@ -20,6 +20,7 @@ from dane_server.runner.pace import Pace
 from dane_server.runner.route import Router
 from dane_server.runner.ticket import Signer
 from dane_server.storage.chunk import chunks
+from dane_server.storage.claiming import Claiming
 from dane_server.storage.inline import Inline
 from dane_server.storage.reader import Reader
 from dane_server.storage.view import Claim, JobHead
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 _ALARM_LOOK: Final = 0.25
 #: What was sent along is written down as sent unless it is answered within so many seconds.
 _MARKED_AFTER: Final = 0.05
+#: Routing keys without a queue that are kept: they are made of what clients write.
+_UNBOUND: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,7 @@ class Dispatcher:
         self._on_the_way: set[TaskId] = set()  # being sent, and not answered yet
         self._unmarked: dict[TaskId, tuple[Moment, Claim]] = {}  # the longest sent comes first
         self._bound_meanwhile: set[str] = set()
+        self._unbound: set[str] = set()  # routing keys to which no queue was bound
         self._without_worker: set[str] = set()
         self._full: set[str] = set()
         self._next_look: float | None = None  # when there may be more, by `time.monotonic`
@@ -132,8 +136,16 @@ class Dispatcher:
 
     @property
     def window(self) -> int:
-        """How many tasks of a key may be in the exchange; none are to be claimed while stopping."""
-        return 0 if self._stopping.told else self._pace.window
+        """How many tasks of a key may be in the exchange.
+
+        None are to be claimed while stopping, or while the exchange takes nothing.
+        """
+        takes = self._exchange.connected and not self._exchange.blocked
+        return 0 if self._stopping.told or not takes else self._pace.window
+
+    def claiming(self) -> Claiming:
+        """What to keep to in claiming what is then handed over."""
+        return Claiming(window=self.window, limit=self._pace.batch, lease=self._pace.lease)
 
     async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
         """Send what was claimed elsewhere, before anything else.
@@ -172,22 +184,50 @@ class Dispatcher:
         if batch is None:
             return False
         claimed, claims = batch.claimed, batch.claims
-        heads = await self._heads.of(claim.job_id for claim in claims)
+        heads = await self._heads.of(claims)
         claims = [claim for claim in claims if claim.job_id in heads]
-        messages = await self._messages(claims, heads, claimed)
-        if self._is_too_late(claimed):
-            return True
         self._bound_meanwhile.clear()
         ids = {claim.task_id for claim in claims}
         self._on_the_way |= ids
         try:
-            fates = await self._exchange.publish(
-                [(message.routing_key, message.seal(self._reply_to)) for message in messages]
-            )
+            fates = await self._send(claims, heads, claimed)
             await self._mark(claims, fates, along=batch.along)
         finally:
             self._on_the_way -= ids
         return True
+
+    async def _send(
+        self, claims: Sequence[Claim], heads: Mapping[JobId, JobHead], claimed: Moment
+    ) -> Mapping[TaskId, Fate]:
+        """Publish claims; of a routing key without a queue only the first, while it has none.
+
+        What became of that one would become of the others: hundreds of thousands may wait for a
+        worker. Nothing is said of what is left to its lease.
+        """
+        probes = {
+            one.routing_key: one for one in reversed(claims) if one.routing_key in self._unbound
+        }
+        first = [one for one in claims if probes.get(one.routing_key, one) is one]
+        fates = await self._publish(first, heads, claimed)
+        others = [one for one in claims if probes.get(one.routing_key, one) is not one]
+        found = [one for one in others if fates.get(probes[one.routing_key].task_id) is Fate.ROUTED]
+        if found:
+            fates |= await self._publish(found, heads, claimed)
+        for one in others:
+            if fates.get(probes[one.routing_key].task_id) is Fate.UNROUTABLE:
+                fates[one.task_id] = Fate.UNROUTABLE
+        return fates
+
+    async def _publish(
+        self, claims: Sequence[Claim], heads: Mapping[JobId, JobHead], claimed: Moment
+    ) -> dict[TaskId, Fate]:
+        messages = await self._messages(claims, heads, claimed)
+        if self._is_too_late(claimed):
+            return {}
+        fates = await self._exchange.publish(
+            [(message.routing_key, message.seal(self._reply_to)) for message in messages]
+        )
+        return {claim.task_id: fate for claim, fate in zip(claims, fates, strict=True)}
 
     async def _outlast_alarm(self) -> bool:
         """Claim nothing while the broker takes nothing: what is claimed waits for its lease.
@@ -284,10 +324,14 @@ class Dispatcher:
             stamp=Stamp.here(claimed.monotonic),
         )
 
-    async def _mark(self, claims: Sequence[Claim], fates: Sequence[Fate], *, along: bool) -> None:
+    async def _mark(
+        self, claims: Sequence[Claim], fates: Mapping[TaskId, Fate], *, along: bool
+    ) -> None:
         by_fate: dict[Fate, list[Claim]] = {fate: [] for fate in Fate}
-        for claim, fate in zip(claims, fates, strict=True):
-            by_fate[fate].append(claim)
+        for claim in claims:
+            if (fate := fates.get(claim.task_id)) is not None:
+                by_fate[fate].append(claim)
+        self._note_bindings(by_fate[Fate.ROUTED], by_fate[Fate.UNROUTABLE])
         await self._note_sent(by_fate[Fate.ROUTED], by_fate[Fate.UNROUTABLE], along=along)
         unroutable = {claim.key for claim in by_fate[Fate.UNROUTABLE]}
         if unroutable:
@@ -332,6 +376,12 @@ class Dispatcher:
         for task_id, one in sent.items():
             if self._unmarked.get(task_id) is one:  # and not sent once more meanwhile
                 del self._unmarked[task_id]
+
+    def _note_bindings(self, routed: Sequence[Claim], unroutable: Sequence[Claim]) -> None:
+        if len(self._unbound) > _UNBOUND:
+            self._unbound.clear()
+        self._unbound.update(claim.routing_key for claim in unroutable)
+        self._unbound.difference_update(claim.routing_key for claim in routed)
 
     def _note_missing_workers(self, unroutable: set[str], routed: set[str]) -> None:
         """Log what an operator should know, once, and not with every probe."""

@@ -1,14 +1,14 @@
 """Keeps what every message of a job's tasks carries, for as long as they are being sent."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import orjson
 
 from dane_core.job import JobId
 from dane_server.storage.reader import Reader
-from dane_server.storage.view import JobHead
+from dane_server.storage.view import Claim, JobHead
 
 #: So many heads are kept, those that are no larger than so many characters.
 _KEPT: Final = 500
@@ -22,10 +22,11 @@ class Heads:
         self._reader = reader
         self._kept: OrderedDict[JobId, JobHead] = OrderedDict()
 
-    async def of(self, job_ids: Iterable[JobId]) -> Mapping[JobId, JobHead]:
-        """The heads of some jobs; one that was deleted a moment ago may be missing."""
-        wanted = set(job_ids)
+    async def of(self, claims: Sequence[Claim]) -> Mapping[JobId, JobHead]:
+        """The heads of the jobs of some claims; one just deleted may be missing."""
+        wanted = {claim.job_id for claim in claims}
         found = {job_id: self._kept[job_id] for job_id in wanted & self._kept.keys()}
+        found |= {claim.job_id: claim.head for claim in claims if claim.head is not None}
         if unknown := wanted - found.keys():
             found |= await self._reader.heads(unknown)
         for job_id, head in found.items():

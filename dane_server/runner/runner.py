@@ -164,6 +164,7 @@ class Runner(Operator):
             reply_to=self._response_queue,
             stopping=self.stopping,
         )
+        self._submissions.send_by(dispatcher)
         recorder = Recorder(
             writer=writer,
             exchange=self._exchange,

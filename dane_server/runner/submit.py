@@ -13,8 +13,10 @@ from dane_core.spec import JobSpec, Limits
 from dane_server.graph import Graph
 from dane_server.runner.arguments import Arguments
 from dane_server.runner.bell import Bell
+from dane_server.runner.dispatch import Moment
 from dane_server.runner.draft import Draft, Drafts, drafted
-from dane_server.storage.view import NewJob, Once, Submitted
+from dane_server.storage.claiming import Claiming
+from dane_server.storage.view import Claim, NewJob, Once, Submitted
 
 #: Jobs that arrive together are stored in one transaction, up to this many tasks.
 _TASKS_TOGETHER: Final = 5000
@@ -41,7 +43,17 @@ class Folders:
 class JobStore(Protocol):
     """Keeps jobs: the writer, or who stands before it."""
 
-    async def store_jobs(self, new_jobs: Sequence[NewJob]) -> list[Submitted | DaneError]: ...
+    async def store_jobs(
+        self, new_jobs: Sequence[NewJob], claiming: Claiming | None = None
+    ) -> list[Submitted | DaneError]: ...
+
+
+class Sender(Protocol):
+    """Sends what was claimed elsewhere: the dispatcher, where this process has one."""
+
+    def claiming(self) -> Claiming: ...
+
+    async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None: ...
 
 
 class Submissions:
@@ -58,6 +70,11 @@ class Submissions:
         self._waiting: list[_Waiting] = []
         self._storing: asyncio.Task[None] | None = None
         self._finding_out: set[asyncio.Task[None]] = set()
+        self._sender: Sender | None = None
+
+    def send_by(self, sender: Sender) -> None:
+        """Hand over what can be sent at once, from now on; else the bell is rung for it."""
+        self._sender = sender
 
     async def read(self, raw: bytes, limits: Limits) -> Draft:
         """Read a specification as it was sent. Raises: BadSpec, with every fault in it."""
@@ -99,10 +116,12 @@ class Submissions:
     ) -> list[_Outcome]:
         """Store many jobs in one transaction; a bad one fails alone."""
         prepared = await self._prepared(specs, owner)
-        stored = iter(
-            await self._writer.store_jobs([new for new in prepared if isinstance(new, NewJob)])
+        began = Moment()
+        outcomes = await self._writer.store_jobs(
+            [new for new in prepared if isinstance(new, NewJob)], self._claiming()
         )
-        await self._bell.ring()
+        await self._send(outcomes, began)
+        stored = iter(outcomes)
         return [next(stored) if isinstance(new, NewJob) else new for new in prepared]
 
     async def _prepared(
@@ -133,13 +152,12 @@ class Submissions:
                 await self._store(batch)
             except OutcomeUnknown as fault:
                 self._find_out(batch, fault)
+                await self._bell.ring()  # it may be there
             except Unreachable as fault:
                 _fail(batch, fault)
             except Exception:  # noqa: BLE001 - told to the one it concerns
                 for one in batch:
                     await self._store_alone(one)
-            # Whoever waits for an answer has it: a broker that is slow to take this is not theirs.
-            await self._bell.ring()
 
     def _find_out(self, batch: Sequence[_Waiting], fault: OutcomeUnknown) -> None:
         """Store once more what has a key: stored already, it is only looked up by it."""
@@ -174,10 +192,27 @@ class Submissions:
             _fail([one], fault)
 
     async def _store(self, batch: Sequence[_Waiting]) -> None:
-        stored = await self._writer.store_jobs([new for new, _ in batch])
+        began = Moment()
+        stored = await self._writer.store_jobs([new for new, _ in batch], self._claiming())
         for (_, outcome), result in zip(batch, stored, strict=True):
             if not outcome.done():
                 outcome.set_result(result)
+        # Whoever waits for an answer has it: a broker that is slow to take this is not theirs.
+        await self._send(stored, began)
+
+    def _claiming(self) -> Claiming | None:
+        return None if self._sender is None else self._sender.claiming()
+
+    async def _send(self, stored: Sequence[_Outcome], began: Moment) -> None:
+        """Have sent what was claimed, and looked for what was not."""
+        submitted = [one for one in stored if isinstance(one, Submitted)]
+        claims = [claim for one in submitted for claim in one.claims]
+        if claims and self._sender is not None:
+            urgent_first = sorted(claims, key=lambda claim: (-claim.priority, claim.task_id))
+            with suppress(Unreachable):  # their leases bring them back
+                await self._sender.hand_over(urgent_first, began)
+        if any(one.more for one in submitted):
+            await self._bell.ring()
 
     def _next_batch(self) -> list[_Waiting]:
         size, tasks = 0, 0

@@ -9,7 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dane_core.errors import DaneError, KeyReused, SourceConflict
 from dane_core.job import JobId
 from dane_server.graph import Graph
+from dane_server.storage.ahead import Ahead
 from dane_server.storage.chunk import ROWS, chunks, fitting
+from dane_server.storage.claiming import Claiming
 from dane_server.storage.nodes import LINKS, links_of, rows_of, tree_of, written
 from dane_server.storage.statements import submission as sql
 from dane_server.storage.stored import JustStored
@@ -21,16 +23,19 @@ _Placed = list[tuple[int, NewJob]]
 
 
 async def store_jobs(
-    connection: AsyncConnection, new_jobs: Sequence[NewJob]
+    connection: AsyncConnection, new_jobs: Sequence[NewJob], asked: Claiming | None = None
 ) -> list[Submitted | DaneError]:
-    """Store jobs; in place of one that cannot be stored stands why. A bad one fails alone."""
+    """Store jobs; in place of one that cannot be stored stands why. A bad one fails alone.
+
+    What is `asked` is claimed along the way, as far as it is nobody else's turn.
+    """
     echoes = _echoes(new_jobs)
     placed = [(place, new) for place, new in enumerate(new_jobs) if place not in echoes]
     outcomes = await _replayed(connection, placed)
     outcomes |= await _in_conflict(connection, _without(placed, outcomes))
     fresh = _without(placed, outcomes)
     for (place, new), added in zip(
-        fresh, await _add_jobs(connection, [new for _, new in fresh]), strict=True
+        fresh, await _add_jobs(connection, [new for _, new in fresh], asked), strict=True
     ):
         outcomes[place] = added
         if new.once:
@@ -101,7 +106,9 @@ async def _in_conflict(connection: AsyncConnection, placed: _Placed) -> _Outcome
     }
 
 
-async def _add_jobs(connection: AsyncConnection, new_jobs: Sequence[NewJob]) -> list[Submitted]:
+async def _add_jobs(
+    connection: AsyncConnection, new_jobs: Sequence[NewJob], asked: Claiming | None
+) -> list[Submitted]:
     if not new_jobs:
         return []
     owner_ids = await _owner_ids(connection, {new.owner for new in new_jobs})
@@ -112,23 +119,26 @@ async def _add_jobs(connection: AsyncConnection, new_jobs: Sequence[NewJob]) -> 
         for job, new in zip(jobs, new_jobs, strict=True)
         for row in rows_of(new.graph, new.spec.priority)
     )
-    node_ids = [row.id async for row in _added(connection, sql.add_tasks(), rows)]
+    ahead = await Ahead.found(connection, new_jobs, asked)
+    added = _added(connection, sql.add_tasks(), ahead.written(rows))
+    node_ids = [row.id async for row in added]
     for some in chunks(_edge_rows(new_jobs, node_ids), LINKS):
         await connection.execute(sql.add_edges(), some)
-    return _submitted(new_jobs, jobs, node_ids)
+    return _submitted(new_jobs, jobs, node_ids, ahead)
 
 
 def _submitted(
-    new_jobs: Sequence[NewJob], jobs: Sequence[sa.Row[Any]], node_ids: Sequence[int]
+    new_jobs: Sequence[NewJob], jobs: Sequence[sa.Row[Any]], node_ids: Sequence[int], ahead: Ahead
 ) -> list[Submitted]:
     found, first = [], 0
     for new, job in zip(new_jobs, jobs, strict=True):
         behind = first + new.graph.nodes
+        job_id, ids = JobId(job.id), node_ids[first:behind]
         view = None
         if isinstance(new.graph, Graph):
-            ids = node_ids[first:behind]
-            view = JustStored(new, new.graph, JobId(job.id), ids, job.created_at).view
-        found.append(Submitted(job_id=JobId(job.id), replayed=False, view=view))
+            view = JustStored(new, new.graph, job_id, ids, job.created_at).view
+        claims, more = ahead.claims(new, job_id, ids)
+        found.append(Submitted(job_id=job_id, replayed=False, view=view, claims=claims, more=more))
         first = behind
     return found
 

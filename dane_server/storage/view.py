@@ -17,6 +17,7 @@ from dane_core.message import (
     Started,
     Ticket,
 )
+from dane_core.routing import routing_key
 from dane_core.spec import JobSpec
 from dane_core.states import JobStatus, TaskState
 from dane_server.graph import Graph
@@ -212,6 +213,9 @@ class Submitted:
     replayed: bool
     #: How it stands as it was stored now; None of one so large that it is not held as objects.
     view: Callable[[], JobView] | None = field(default=None, compare=False, repr=False)
+    #: Those of its tasks that were claimed as they were stored; and whether others are ready.
+    claims: Sequence["Claim"] = field(default=(), compare=False, repr=False)
+    more: bool = field(default=True, compare=False, repr=False)
 
 
 # --- what the writer takes and gives --------------------------------------------------------
@@ -243,7 +247,14 @@ class Claim:
     attempt: int
     dispatch: int
     fanin: int
-    earlier: Inline | None = None  # what earlier tasks answered, where whoever claimed it knows
+    #: What earlier tasks answered, and what is of its job, where whoever claimed it knows.
+    earlier: Inline | None = None
+    head: "JobHead | None" = None
+
+    @property
+    def routing_key(self) -> str:
+        """What it is published under."""
+        return routing_key(self.type, self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,15 +61,20 @@ class Writer:
 
     # --- submitting ---------------------------------------------------------------------
 
-    async def store_jobs(self, new_jobs: Sequence[NewJob]) -> list[Submitted | DaneError]:
+    async def store_jobs(
+        self, new_jobs: Sequence[NewJob], claiming: Claiming | None = None
+    ) -> list[Submitted | DaneError]:
         """Store jobs with their tasks, all in one transaction; a bad one fails alone.
 
-        In place of a job that cannot be stored stands why: SourceConflict or KeyReused.
+        In place of a job that cannot be stored stands why: SourceConflict or KeyReused. What
+        can be sent at once is claimed along the way, if there is something to keep to: then
+        whoever asks for it is to send it.
         """
         graphs = [new.graph for new in new_jobs]
         rows = sum(graph.nodes + graph.links for graph in graphs)
         return await self._store.write(
-            lambda connection: store_jobs(connection, new_jobs), patience=patience_for(rows)
+            lambda connection: store_jobs(connection, new_jobs, claiming),
+            patience=patience_for(rows),
         )
 
     # --- dispatching --------------------------------------------------------------------

@@ -104,8 +104,11 @@ class History:
         self._path = folder / "history.jsonl"
 
     def note(self, event: Event) -> None:
-        """Write it down; what was written stays, whoever is killed."""
-        line = json.dumps({"is": type(event).__name__, **asdict(event)}) + "\n"
+        """Write it down; what was written stays, whoever is killed.
+
+        Begun on a line of its own: whoever wrote before may have been killed in the middle.
+        """
+        line = "\n" + json.dumps({"is": type(event).__name__, **asdict(event)}) + "\n"
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             os.write(file, line.encode())  # one write: lines of several processes do not mix
@@ -135,10 +138,12 @@ class History:
 
 
 def _read(lines: Iterable[str]) -> Iterable[Event]:
+    """What was written to its end. A process killed before that did nothing after it."""
     for line in lines:
-        values = json.loads(line)
-        event: Event = _KINDS[values.pop("is")](**values)
-        yield event
+        if line.endswith("}"):
+            values = json.loads(line)
+            event: Event = _KINDS[values.pop("is")](**values)
+            yield event
 
 
 def _has(event: object, where: dict[str, object]) -> bool:

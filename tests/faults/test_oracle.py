@@ -343,3 +343,16 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Any) -> None:
     assert history.events() == events
     assert history.began(task_id=11) == [events[1]]
     assert history.began(task_id=12) == []
+
+
+def test_a_line_that_a_killed_process_left_unfinished_is_no_event(tmp_path: Any) -> None:
+    """Nor does it spoil the one after it."""
+    history = History(tmp_path)
+    history.note(Acted(act="pause", job_id=1))
+    with (tmp_path / "history.jsonl").open("a") as file:
+        file.write('\n{"is": "Acted", "act": "pau')
+    history.note(Acted(act="resume", job_id=1))
+
+    found = history.events()
+
+    assert [event.act for event in found if isinstance(event, Acted)] == ["pause", "resume"]

@@ -22,6 +22,7 @@ from dane_server.runner.pace import Pace
 from dane_server.runner.ticket import Signer, new_secret
 from dane_server.storage.quotas import Quotas
 from dane_server.storage.tables import task_keys
+from dane_server.storage.view import Claim
 from dane_server.supervise import Stopping, keep_running
 from tests.server.ledger import Ledger, parallel
 from tests.server.scripted import PATIENT, until
@@ -255,3 +256,79 @@ async def test_what_finds_no_queue_leaves_its_place_to_the_next_at_once(ledger: 
     await runs_until(sent, dispatcher, stopping)
     found = {(await ledger.states(job))["A"] for job in strange}
     assert found == {TaskState.UNROUTABLE}
+
+
+class Tapped(MemoryExchange):
+    """Notes the routing keys of what is published."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.published: list[str] = []
+
+    async def publish(self, messages: Sequence[tuple[str, Envelope]]) -> Sequence[Fate]:
+        self.published += [routing_key for routing_key, _ in messages]
+        return await super().publish(messages)
+
+
+async def test_where_no_queue_is_bound_one_task_finds_that_out_for_all(ledger: Ledger) -> None:
+    """Each would come back: a hundred thousand messages, to learn the same."""
+    job = await ledger.submit(parallel(*["A"] * 9), type="video")
+    exchange, stopping = Tapped(), Stopping()
+    dispatcher = new_dispatcher(ledger, exchange, stopping, Pace(lease=PATIENT.lease, batch=3))
+
+    await runs_until(lambda: _is(ledger, job, TaskState.UNROUTABLE), dispatcher, stopping)
+
+    assert exchange.published == ["video.A"] * (3 + 1 + 1)  # the first three found it out
+
+
+async def test_one_that_finds_a_queue_brings_the_others_with_it(ledger: Ledger) -> None:
+    exchange = Tapped()
+    dispatcher = new_dispatcher(ledger, exchange, Stopping())
+    await dispatcher.hand_over(await _claimed(ledger, "video"), Moment())
+    await dispatcher.send_some()
+    await exchange.declare_queue(work_queue("A"), ["video.A"])
+    exchange.published.clear()
+    video, audio = await _claimed(ledger, "video", 3), await _claimed(ledger, "audio", 2)
+
+    await dispatcher.hand_over([*video, *audio], Moment())
+    await dispatcher.send_some()
+
+    assert exchange.published == ["video.A", "audio.A", "audio.A", "video.A", "video.A"]
+    assert await _states_of(ledger, audio) == {TaskState.UNROUTABLE}
+    assert await _states_of(ledger, video) == {TaskState.DISPATCHING}  # marked a moment later
+    await dispatcher.hand_over(await _claimed(ledger, "video", 2), Moment())
+    await dispatcher.send_some()
+    assert exchange.published[5:] == ["video.A"] * 2
+
+
+async def _claimed(ledger: Ledger, media_type: str, number: int = 1) -> list[Claim]:
+    await ledger.submit(parallel(*["A"] * number), type=media_type)
+    return await ledger.claim()
+
+
+async def _states_of(ledger: Ledger, claims: Sequence[Claim]) -> set[TaskState]:
+    [job_id] = {claim.job_id for claim in claims}
+    return {task.state for task in await ledger.tasks(job_id)}
+
+
+async def test_nothing_is_claimed_along_while_the_exchange_takes_nothing(ledger: Ledger) -> None:
+    """It would wait for its lease, and not for the end of the alarm."""
+    exchange = Blockable()
+    dispatcher = new_dispatcher(ledger, exchange, Stopping())
+
+    before = dispatcher.window
+    exchange.alarm = "disk"
+
+    assert before == PATIENT.window
+    assert dispatcher.window == 0
+    assert dispatcher.claiming().window == 0
+
+
+class Blockable(MemoryExchange):
+    """One that a test can raise an alarm on."""
+
+    alarm = ""
+
+    @property
+    def blocked(self) -> str:
+        return self.alarm

@@ -324,10 +324,11 @@ async def test_answers_with_forged_tokens_are_dropped(office: Office) -> None:
     await office.hire("A", script=lambda _: None)
     job = await office.submit(sequence("A", "B"))
 
-    async def seen() -> bool:
-        return bool(office.seen)
+    async def sent() -> bool:
+        states = await office.ledger.states(job)
+        return bool(office.seen) and states["A"] is TaskState.QUEUED
 
-    await until(seen)
+    await until(sent)
     genuine = office.seen[0].ticket
     forged = [
         replace(genuine, token="0" * 32),

@@ -10,6 +10,7 @@ import pytest
 from dane_core.errors import (
     BadSpec,
     DaneError,
+    ExchangeUnreachable,
     KeyReused,
     OutcomeUnknown,
     SourceConflict,
@@ -20,11 +21,13 @@ from dane_core.message import Offer
 from dane_server.runner import submit
 from dane_server.runner.arguments import Arguments
 from dane_server.runner.bell import Bell, LocalBell
+from dane_server.runner.dispatch import Moment
 from dane_server.runner.submit import Folders, Submissions
-from dane_server.storage.view import JobQuery, NewJob, Once, Submitted
+from dane_server.storage.claiming import Claiming
+from dane_server.storage.view import Claim, JobQuery, NewJob, Once, Submitted
 from dane_server.storage.writer import Writer
 from tests.server.crash import Holding
-from tests.server.ledger import Ledger, graph, hello, parallel, sequence, spec, task
+from tests.server.ledger import LEASE, Ledger, graph, hello, parallel, sequence, spec, task
 from tests.server.scripted import new_runner
 
 FOLDERS = Folders(temp=Path("/srv/TEMP"), out=Path("/srv/OUT"))
@@ -50,9 +53,11 @@ class Counting(Writer):
         super().__init__(ledger.store)
         self.batches: list[int] = []
 
-    async def store_jobs(self, new_jobs: Sequence[NewJob]) -> list[Submitted | DaneError]:
+    async def store_jobs(
+        self, new_jobs: Sequence[NewJob], claiming: Claiming | None = None
+    ) -> list[Submitted | DaneError]:
         self.batches.append(len(new_jobs))
-        return await super().store_jobs(new_jobs)
+        return await super().store_jobs(new_jobs, claiming)
 
 
 async def test_a_submitted_job_is_there_when_submit_returns(ledger: Ledger) -> None:
@@ -162,12 +167,14 @@ class Failing(Writer):
         super().__init__(ledger.store)
         self._faults = list(faults)
 
-    async def store_jobs(self, new_jobs: Sequence[NewJob]) -> list[Submitted | DaneError]:
+    async def store_jobs(
+        self, new_jobs: Sequence[NewJob], claiming: Claiming | None = None
+    ) -> list[Submitted | DaneError]:
         if self._faults:
             raise self._faults.pop(0)
         if any(new.spec.source_id == "poison" for new in new_jobs):
             raise ValueError("poison")
-        return await super().store_jobs(new_jobs)
+        return await super().store_jobs(new_jobs, claiming)
 
 
 async def test_when_the_store_is_away_all_who_wait_are_told_and_the_next_is_stored(
@@ -220,6 +227,85 @@ async def test_a_submitter_does_not_wait_until_the_runners_have_heard(ledger: Le
     await asyncio.wait_for(bell.rung.wait(), 10)
     assert entrance._storing is not None
     entrance._storing.cancel()
+
+
+class Desk:
+    """A dispatcher that only notes what it is handed."""
+
+    def __init__(self, window: int = 1000) -> None:
+        self._window = window
+        self.handed_over: list[Claim] = []
+
+    def claiming(self) -> Claiming:
+        return Claiming(window=self._window, limit=500, lease=LEASE)
+
+    async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
+        assert claimed.age >= 0
+        self.handed_over += claims
+
+
+class Counted(LocalBell):
+    """A bell whose rings are counted."""
+
+    rings = 0
+
+    async def ring(self) -> None:
+        self.rings += 1
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+async def test_what_can_be_sent_at_once_is_handed_over(ledger: Ledger, *, many: bool) -> None:
+    """Nobody has to look for it, so no bell is rung."""
+    await ledger.acts.resume_key("A")
+    desk, bell = Desk(), Counted()
+    entrance = submissions(ledger, bell=bell)
+    entrance.send_by(desk)
+    wanted = spec(parallel(task("A", name="later"), task("A", name="first", priority=9)))
+
+    if many:
+        await entrance.submit_many([wanted])
+    else:
+        await entrance.submit(wanted)
+        await _idle(entrance)
+
+    assert [claim.name for claim in desk.handed_over] == ["first", "later"]
+    assert bell.rings == 0
+
+
+async def test_what_cannot_be_sent_at_once_is_rung_for(ledger: Ledger) -> None:
+    await ledger.acts.resume_key("A")
+    desk, bell = Desk(), Counted()
+    entrance = submissions(ledger, bell=bell)
+    entrance.send_by(desk)
+
+    await entrance.submit(spec(parallel("A", "B")))
+    await _idle(entrance)
+
+    assert [claim.key for claim in desk.handed_over] == ["A"]
+    assert bell.rings == 1
+
+
+async def test_a_stored_job_is_accepted_though_it_could_not_be_sent(ledger: Ledger) -> None:
+    """Its lease brings it back."""
+    await ledger.acts.resume_key("A")
+
+    class Cut(Desk):
+        async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
+            await super().hand_over(claims, claimed)
+            raise ExchangeUnreachable("cut")
+
+    entrance = submissions(ledger)
+    entrance.send_by(Cut())
+
+    [outcome] = await entrance.submit_many([spec("A")])
+
+    assert isinstance(outcome, Submitted)
+    assert len(outcome.claims) == 1
+
+
+async def _idle(entrance: Submissions) -> None:
+    assert entrance._storing is not None
+    await entrance._storing
 
 
 # --- many at once -------------------------------------------------------------------------------

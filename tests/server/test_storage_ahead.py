@@ -1,0 +1,233 @@
+"""What is claimed of a job as it is stored, and what is left to whoever finds whose turn it is."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dane_core.states import TaskState
+from dane_server.storage.claiming import Claiming
+from dane_server.storage.engine import Store
+from dane_server.storage.quotas import Quotas
+from dane_server.storage.statements import dispatch as sql
+from dane_server.storage.view import Claim, NewJob, Once, Submitted
+from dane_server.storage.writer import Writer
+from tests.server.audit import audit
+from tests.server.crash import Holding
+from tests.server.ledger import LEASE, Ledger, answer, new_job, parallel, sequence, task
+
+ONCE = Once(key="k1", digest="a" * 64)
+
+
+def asked(window: int = 1000, lease: timedelta = LEASE) -> Claiming:
+    return Claiming(window=window, limit=500, lease=lease)
+
+
+async def stored(
+    ledger: Ledger, *new_jobs: NewJob, claiming: Claiming | None = None
+) -> list[Submitted]:
+    """Store jobs, claiming what can be sent at once."""
+    found = await ledger.writer.store_jobs(new_jobs, claiming or asked())
+    return [one for one in found if isinstance(one, Submitted)]
+
+
+async def known(ledger: Ledger, *keys: str) -> None:
+    """Keys that a worker has announced, or an operator has spoken of."""
+    for key in keys:
+        await ledger.acts.resume_key(key)
+
+
+def names(claims: Sequence[Claim]) -> list[str | None]:
+    return [claim.name or claim.key for claim in claims]
+
+
+async def test_the_first_tasks_of_a_job_are_claimed_as_it_is_stored(ledger: Ledger) -> None:
+    await known(ledger, "A", "B", "C")
+    job = new_job(sequence(parallel("A", "B"), "C"))
+
+    [one] = await stored(ledger, job)
+
+    assert names(one.claims) == ["A", "B"]
+    assert not one.more
+    assert await ledger.states(one.job_id) == {
+        "A": TaskState.DISPATCHING,
+        "B": TaskState.DISPATCHING,
+        "C": TaskState.BLOCKED,
+    }
+    assert await ledger.claim() == []
+    assert await audit(ledger.store, one.job_id) == []
+
+
+async def test_such_a_claim_says_what_one_of_the_dispatcher_says(ledger: Ledger) -> None:
+    """But for the ids; the dispatcher reads the head of the job, which comes along here."""
+    await known(ledger, "A")
+    spec = task("A", name="one", args={"x": 1}, priority=7, timeout=5.0)
+    job = new_job(spec, type="video", priority=2, metadata={"of": "us"})
+    [first] = await stored(ledger, job, claiming=asked(window=0))
+    [found] = await ledger.claim()
+    await ledger.record(answer(found))
+
+    [second] = await stored(ledger, job)
+    [ahead] = second.claims
+
+    same = {"task_id": found.task_id, "job_id": found.job_id, "head": None}
+    assert replace(ahead, **same) == found  # type: ignore[arg-type]
+    heads = await ledger.reader.heads([second.job_id])
+    assert ahead.head == heads[second.job_id]
+    assert first.claims == ()
+    assert first.more
+
+
+async def test_what_was_claimed_so_is_recorded_as_any_other(ledger: Ledger) -> None:
+    await known(ledger, "A")
+    [one] = await stored(ledger, new_job(sequence("A", "B")))
+
+    await ledger.record(answer(one.claims[0]))
+
+    found = await ledger.task(one.job_id, "A")
+    assert found.state is TaskState.SUCCEEDED
+    assert found.queued_at is not None
+    assert found.dispatch == 1
+    assert await ledger.states(one.job_id) == {"A": TaskState.SUCCEEDED, "B": TaskState.READY}
+    assert await audit(ledger.store, one.job_id) == []
+
+
+async def test_what_was_claimed_and_never_sent_is_claimed_after_its_lease(ledger: Ledger) -> None:
+    await known(ledger, "A")
+    [one] = await stored(ledger, new_job("A"), claiming=asked(lease=timedelta(0)))
+
+    await ledger.sweep()
+    [again] = await ledger.claim()
+
+    assert again.task_id == one.claims[0].task_id
+    assert again.dispatch == 2
+
+
+async def test_no_more_are_claimed_than_the_window_has_room_for(ledger: Ledger) -> None:
+    """Of a key all or none: those left behind would see others pass them."""
+    await known(ledger, "A", "B")
+    await stored(ledger, new_job(parallel("A", "A")))
+
+    [full] = await stored(ledger, new_job(parallel("A", "A", "B")), claiming=asked(window=3))
+    [fits] = await stored(ledger, new_job(parallel("B", "B")), claiming=asked(window=3))
+
+    assert names(full.claims) == ["B"]
+    assert full.more
+    assert names(fits.claims) == ["B", "B"]
+    assert not fits.more
+
+
+async def _others_ready(ledger: Ledger) -> None:
+    await ledger.submit("A")
+
+
+async def _paused(ledger: Ledger) -> None:
+    await ledger.acts.pause_key("A")
+
+
+async def _limited(ledger: Ledger) -> None:
+    await Quotas(ledger.store).limit_key("A", {"concurrency": 5})
+
+
+async def _at_a_rate(ledger: Ledger) -> None:
+    await Quotas(ledger.store).limit_key("A", {"rate": 5.0, "burst": 5})
+
+
+@pytest.mark.parametrize(
+    "before", [_others_ready, _paused, _limited, _at_a_rate], ids=lambda before: before.__name__[1:]
+)
+async def test_whose_turn_it_is_is_found_out_where_it_is_not_plain(
+    ledger: Ledger, before: Callable[[Ledger], Awaitable[None]]
+) -> None:
+    await known(ledger, "A")
+    await before(ledger)
+
+    [one] = await stored(ledger, new_job("A"))
+
+    assert one.claims == ()
+    assert one.more
+    assert await ledger.states(one.job_id) == {"A": TaskState.READY}
+
+
+async def test_of_a_key_nobody_has_spoken_of_nothing_is_claimed(ledger: Ledger) -> None:
+    [one] = await stored(ledger, new_job("A"))
+
+    assert one.claims == ()
+    assert one.more
+
+
+async def test_of_very_many_tasks_nothing_is_claimed(ledger: Ledger) -> None:
+    """They are shared out with those of others."""
+    await known(ledger, "A")
+
+    [one] = await stored(ledger, new_job(parallel(*["A"] * 501)))
+
+    assert one.claims == ()
+    assert one.more
+
+
+async def test_jobs_stored_together_are_claimed_together(ledger: Ledger) -> None:
+    await known(ledger, "A", "B")
+
+    found = await stored(
+        ledger, *(new_job(parallel("A", "B"), source_id=f"S{n}") for n in range(3))
+    )
+
+    assert [names(one.claims) for one in found] == [["A", "B"]] * 3
+    for one in found:
+        assert {claim.job_id for claim in one.claims} == {one.job_id}
+        assert {claim.task_id for claim in one.claims} == {
+            task.id for task in await ledger.tasks(one.job_id)
+        }
+
+
+async def test_a_request_made_again_claims_nothing_more(ledger: Ledger) -> None:
+    await known(ledger, "A")
+    [first] = await stored(ledger, new_job("A", once=ONCE))
+
+    [again] = await stored(ledger, new_job("A", once=ONCE))
+
+    assert again.replayed
+    assert len(first.claims) == 1
+    assert again.claims == ()
+
+
+async def test_who_stores_waits_for_nobody_that_holds_a_key(mariadb_store: Store) -> None:
+    """A runner that was stopped in the middle of a claim would hold up every submission."""
+    ledger, holding = Ledger.of(mariadb_store), Holding(mariadb_store)
+    await known(ledger, "A")
+
+    async def hold(connection: AsyncConnection) -> Any:
+        await connection.execute(sql.hold_keys(), {"keys": ["A"]})
+
+    holder = asyncio.create_task(holding.write(hold))
+    await holding.reached.wait()
+    [one] = await asyncio.wait_for(stored(ledger, new_job("A")), 10)
+    holding.go_on.set()
+    await holder
+
+    assert one.claims == ()
+    assert await ledger.states(one.job_id) == {"A": TaskState.READY}
+
+
+async def test_two_who_store_at_once_do_not_overfill_a_window(mariadb_store: Store) -> None:
+    """The second finds the key held, and leaves its task to a claim of its own."""
+    ledger, holding = Ledger.of(mariadb_store), Holding(mariadb_store)
+    await known(ledger, "A")
+
+    first = asyncio.create_task(Writer(holding).store_jobs([new_job("A")], asked(window=1)))
+    await holding.reached.wait()
+    [second] = await asyncio.wait_for(
+        stored(ledger, new_job("A", source_id="S2"), claiming=asked(window=1)), 10
+    )
+    holding.go_on.set()
+    [before] = await first
+
+    assert isinstance(before, Submitted)
+    assert len(before.claims) == 1
+    assert second.claims == ()
+    assert await ledger.claim(window=1) == []
