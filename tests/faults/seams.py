@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 from dane_core.exchange.base import Fate
 from dane_core.message import Answer
 from dane_core.routing import RESPONSE_QUEUE
+from dane_server.storage.view import Submitted
 
 CRASH_VARIABLE: Final = "DANE_CRASH_AT"
 #: Names the file in which every process notes the points that it has passed.
@@ -94,6 +95,12 @@ SEAMS: Final = (
         point="job-committed",
         program="server",
         target="dane_server.storage.writer:Writer.store_jobs",
+    ),
+    Seam(
+        point="claimed-ahead",  # in the transaction that stored its job
+        program="server",
+        target="dane_server.storage.writer:Writer.store_jobs",
+        counts=lambda call: any(isinstance(one, Submitted) and one.claims for one in call.result),
     ),
     Seam(
         point="claimed",

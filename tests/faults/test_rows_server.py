@@ -81,10 +81,38 @@ async def test_what_was_claimed_and_not_published_is_published_by_another(rig: R
 
     Sent again once the claim's lease is over, and executed once.
     """
-    await after_the_crash(rig, "claimed:1", job("claimed"))
+    doomed = await rig.server(crash="claimed:1")
+    await rig.try_post(job("claimed"), key="again", server=doomed)
+    await doomed.crashed()
+    rig.healed()
+    await rig.worker(Toil)
+    await rig.server()
+
+    await rig.recovered(SOON, await rig.post(job("claimed"), key="again"))
 
     assert len(rig.history.began()) == 1
     rig.outcome = "sent again after the lease of the claim, executed once"
+
+
+@quick
+@row(3)
+async def test_what_was_claimed_as_it_was_stored_is_published_by_another(rig: Rig) -> None:
+    """Killed when a job and the claim of its first task are committed in one.
+
+    Sent once the claim's lease is over, and executed once.
+    """
+    await rig.worker(Toil)
+    doomed = await rig.server(crash="claimed-ahead:1")
+    await rig.act_on_key("resume", "TOIL")  # so that it is known
+    await rig.try_post(job("claimed"), key="again", server=doomed)
+    await doomed.crashed()
+    rig.healed()
+    await rig.server()
+
+    await rig.recovered(SOON, await rig.post(job("claimed"), key="again"))
+
+    assert len(rig.history.began()) == 1
+    rig.outcome = "sent after the lease of the claim, executed once"
 
 
 @row(3)
@@ -95,7 +123,8 @@ async def test_with_the_default_settings_a_claim_is_taken_up_again_in_time(rig: 
     """
     usual = {"SWEEP": 5, "LEASE": 15}
     await rig.worker(Toil)
-    doomed = await rig.server(crash="claimed:1", RUNNER=usual)
+    doomed = await rig.server(crash="claimed-ahead:1", RUNNER=usual)
+    await rig.act_on_key("resume", "TOIL")  # so that it is known
     await rig.try_post(job("claimed"), key="again", server=doomed)
     await doomed.crashed()
     rig.healed()
@@ -268,24 +297,32 @@ async def test_a_second_signal_ends_a_server_at_once(rig: Rig) -> None:
     rig.outcome = "ended at once; everything done by the next server"
 
 
+TWO = {"taskSequential": ["TOIL", "TOIL"]}
+MANY = {"taskParallel": ["TOIL"] * 501}  # more than are claimed as they are stored
+
+
 @pytest.mark.parametrize(
-    "armed",
+    ("armed", "tasks"),
     [
-        pytest.param("job-before-commit:1", marks=[row(1), quick]),
-        pytest.param("job-committed:1", marks=[row(2), quick]),
-        pytest.param("claimed:1", marks=row(3)),
-        pytest.param("answer-received:1", marks=row(6)),
-        pytest.param("answers-half-written:1", marks=row(9)),
-        pytest.param("answers-committed:1", marks=row(7)),
+        pytest.param("job-before-commit:1", TWO, marks=[row(1), quick]),
+        pytest.param("job-committed:1", TWO, marks=[row(2), quick]),
+        pytest.param("claimed:1", MANY, marks=row(3)),
+        pytest.param("claimed-ahead:1", TWO, marks=row(3)),
+        pytest.param("answer-received:1", TWO, marks=row(6)),
+        pytest.param("answers-half-written:1", TWO, marks=row(9)),
+        pytest.param("answers-committed:1", TWO, marks=row(7)),
     ],
 )
-async def test_an_embedded_dane_goes_on_where_it_died(small_rig: Rig, armed: str) -> None:
+async def test_an_embedded_dane_goes_on_where_it_died(
+    small_rig: Rig, armed: str, tasks: Json
+) -> None:
     """In one process on SQLite: killed at that point, and started again.
 
     What was accepted is done; what was recorded stays; what ran runs again as a new attempt.
     """
-    spec = job("embedded", {"taskSequential": ["TOIL", "TOIL"]})
+    spec = job("embedded", tasks)
     doomed = await small_rig.dev(Toil, crash=armed)
+    await small_rig.act_on_key("resume", "TOIL")  # so that it is known
     await small_rig.try_post(spec, key="again", server=doomed)
     await doomed.crashed()
     small_rig.healed()

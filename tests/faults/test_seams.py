@@ -44,9 +44,11 @@ def test_a_point_that_nobody_knows_is_refused() -> None:
 @pytest.mark.services
 async def test_an_ordinary_run_passes_every_crash_point(rig: Rig) -> None:
     """Also those of workers that leave, and of a server that drains."""
-    server, worker = await rig.server(), await rig.worker()
+    server = await rig.server()
+    unknown = await rig.load(1)  # whoever it is for
+    worker = await rig.worker()
     rig.healed()
-    await rig.recovered(60, *await rig.load(4))
+    await rig.recovered(60, *unknown, *await rig.load(4, seed=2))
     await worker.stop()
     await server.stop()
 
