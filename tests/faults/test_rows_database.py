@@ -92,7 +92,6 @@ async def test_connections_that_are_cut_in_their_transactions_lose_nothing(rig: 
     [
         pytest.param(b"INSERT INTO job", id="of a job"),
         pytest.param(b"INSERT INTO attempt", id="of a result"),
-        pytest.param(b"UPDATE task", id="of a claim"),
     ],
 )
 async def test_a_commit_whose_answer_is_lost_has_one_effect(rig: Rig, having: bytes) -> None:
@@ -103,6 +102,7 @@ async def test_a_commit_whose_answer_is_lost_has_one_effect(rig: Rig, having: by
     wire = await rig.proxy_to_store()
     await rig.server(store=wire)
     await rig.worker(Toil)
+    await rig.act_on_key("resume", "TOIL")  # so that it is known: claimed as it is stored
     wire.drop_after_commit(having)
 
     sent = await rig.try_post(job("swallowed"), key="again")
@@ -111,6 +111,28 @@ async def test_a_commit_whose_answer_is_lost_has_one_effect(rig: Rig, having: by
     rig.healed()
 
     assert sent.status in (201, 503)
+    await rig.recovered(SOON, job_id)
+    assert len(rig.history.began()) == 1
+    rig.outcome = "one effect, executed once"
+
+
+@row(40)
+async def test_a_claim_whose_commit_is_not_answered_has_one_effect(rig: Rig) -> None:
+    """The database commits a claim by itself, and its answer is swallowed.
+
+    What was claimed is compared and set: it is sent once.
+    """
+    wire = await rig.proxy_to_store()
+    await rig.server(store=wire)
+    await rig.worker(Toil)
+    await rig.act_on_key("pause", "TOIL")  # so that it is claimed later than stored
+    job_id = await rig.post(job("swallowed"))
+    wire.drop_after_commit(b"dispatch=(task.dispatch")
+
+    await rig.act_on_key("resume", "TOIL")
+    await asyncio.wait_for(wire.dropped.wait(), SOON)
+    rig.healed()
+
     await rig.recovered(SOON, job_id)
     assert len(rig.history.began()) == 1
     rig.outcome = "one effect, executed once"
