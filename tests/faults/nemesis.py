@@ -1,9 +1,9 @@
 """`make nemesis SECONDS=600 [SEED=n]`: many faults at random, at once, under load.
 
-Two API servers, two runners and some workers, each behind a wire of its own; a broker and a
-database of our own; and people who cancel, retry, pause and delete what runs. The schedule of
-faults and acts follows from the seed alone. In the end everything is healed, has its time to
-recover, and the oracle looks at what is left.
+An API server, a runner, two servers that are both, and some workers, each behind a wire of its own;
+a broker and a database of our own; and people who cancel, retry, pause and delete what runs. The
+schedule of faults and acts follows from the seed alone. In the end everything is healed, has its
+time to recover, and the oracle looks at what is left.
 """
 
 import argparse
@@ -43,6 +43,7 @@ RECOVERY: Final = 240.0
 #: Jobs that may be under way; posting waits for more room.
 _OPEN: Final = 60
 _WORKERS: Final = 3
+_BOTH: Final = "server"
 #: Leases that end while their worker is frozen for long: 4 beats.
 _LEASED: Final[Mapping[str, Any]] = {"HAND_OFF": 0.3, "BEAT": 0.5}
 #: As short as the product advises: what was claimed and not sent by half of it waits for the rest.
@@ -170,15 +171,15 @@ class Nemesis:
 
     async def _settle_in(self) -> None:
         rig = self._rig
-        for role in ("api", "api", "runner", "runner"):
+        for role in ("api", "runner", None, None):
             broker, store = await rig.proxy_to_broker(), await rig.proxy_to_store()
 
             async def serve(
-                role: str = role, broker: Proxy = broker, store: Proxy = store
+                role: str | None = role, broker: Proxy = broker, store: Proxy = store
             ) -> Process:
                 return await rig.server(role, broker=broker, store=store, RUNNER=_BRISK)
 
-            self._servers.append(Place(role, serve, (broker, store)))
+            self._servers.append(Place(role or _BOTH, serve, (broker, store)))
         for _ in range(_WORKERS):
             wire = await rig.proxy_to_broker()
 
@@ -297,7 +298,7 @@ class Nemesis:
 
     async def _delete_answers(self) -> None:
         """Delete the response queue once answers lie in it that no runner has read."""
-        runners = [place.process for place in self._servers if place.name == "runner"]
+        runners = [place.process for place in self._servers if place.name != "api"]
         stopped = [runner for runner in runners if runner is not None and runner.alive]
         for runner in stopped:
             runner.freeze()
