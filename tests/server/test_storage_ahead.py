@@ -62,6 +62,17 @@ async def test_the_first_tasks_of_a_job_are_claimed_as_it_is_stored(ledger: Ledg
     assert await audit(ledger.store, one.job_id) == []
 
 
+async def test_what_waits_for_others_is_not_claimed_with_them(ledger: Ledger) -> None:
+    await known(ledger, "A")
+
+    [one] = await stored(ledger, new_job(sequence(task("A", name="1"), task("A", name="2"))))
+
+    assert names(one.claims) == ["1"]
+    assert not one.more
+    states = await ledger.states(one.job_id)
+    assert states == {"1": TaskState.DISPATCHING, "2": TaskState.BLOCKED}
+
+
 async def test_such_a_claim_says_what_one_of_the_dispatcher_says(ledger: Ledger) -> None:
     """But for the ids; the dispatcher reads the head of the job, which comes along here."""
     await known(ledger, "A")
@@ -85,12 +96,14 @@ async def test_such_a_claim_says_what_one_of_the_dispatcher_says(ledger: Ledger)
 async def test_what_was_claimed_so_is_recorded_as_any_other(ledger: Ledger) -> None:
     await known(ledger, "A")
     [one] = await stored(ledger, new_job(sequence("A", "B")))
+    before = await ledger.task(one.job_id, "A")
 
     await ledger.record(answer(one.claims[0]))
 
     found = await ledger.task(one.job_id, "A")
+    assert before.queued_at is not None
+    assert before.due_at == before.queued_at + LEASE
     assert found.state is TaskState.SUCCEEDED
-    assert found.queued_at is not None
     assert found.dispatch == 1
     assert await ledger.states(one.job_id) == {"A": TaskState.SUCCEEDED, "B": TaskState.READY}
     assert await audit(ledger.store, one.job_id) == []
