@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from dane_core.errors import ExchangeUnreachable, StoreUnreachable
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 _ALARM_LOOK: Final = 0.25
 #: What was sent along is written down as sent unless it is answered within so many seconds.
 _MARKED_AFTER: Final = 0.05
+#: What is handed over goes before what is ready in the store for so many seconds at a time.
+_FIRST_FOR: Final = 0.1
 #: Routing keys without a queue that are kept: they are made of what clients write.
 _UNBOUND: Final = 10_000
 
@@ -113,7 +115,11 @@ class Dispatcher:
             async with self._stopping.idle():
                 return await self._bell_or_next_look()
         except Stopped:
-            await self._mark_unanswered(0.0)
+            try:
+                while await self.send_some(look=False):  # handed over a moment ago
+                    pass
+            finally:
+                await self._mark_unanswered(0.0)
             raise
 
     async def _bell_or_next_look(self) -> bool:
@@ -133,6 +139,11 @@ class Dispatcher:
     @property
     def _may_look(self) -> bool:
         return self._next_look is not None and time.monotonic() >= self._next_look
+
+    @property
+    def _store_waits_long(self) -> bool:
+        due = self._next_look
+        return due is not None and time.monotonic() - due > _FIRST_FOR
 
     @property
     def window(self) -> int:
@@ -173,61 +184,59 @@ class Dispatcher:
     async def send_some(self, *, look: bool = True) -> bool:
         """Send one batch of what is ready; false when there was nothing.
 
-        What was handed over goes first. Then, if it is to `look`, what is found in the store.
+        What was handed over goes first. Then, if it is to `look`, what is found in the store; but
+        that does not wait for long.
         Raises: ExchangeUnreachable, without claiming anything, or when the exchange stopped
         answering in the middle: then the leases of the claims bring the tasks back.
         """
         if not self._exchange.connected:
             self._handed_over.clear()  # their leases bring them back
             raise ExchangeUnreachable("no connection to the exchange")
-        batch = self._handed_batch() or (await self._found_batch() if look else None)
+        if look and self._store_waits_long:
+            batch = await self._found_batch() or self._handed_batch()
+        else:
+            batch = self._handed_batch() or (await self._found_batch() if look else None)
         if batch is None:
             return False
-        claimed, claims = batch.claimed, batch.claims
-        heads = await self._heads.of(claims)
-        claims = [claim for claim in claims if claim.job_id in heads]
+        heads = await self._heads.of(batch.claims)
+        claims = [claim for claim in batch.claims if claim.job_id in heads]
         self._bound_meanwhile.clear()
         ids = {claim.task_id for claim in claims}
         self._on_the_way |= ids
         try:
-            fates = await self._send(claims, heads, claimed)
-            await self._mark(claims, fates, along=batch.along)
+            await self._send(batch._replace(claims=claims), heads)
         finally:
             self._on_the_way -= ids
         return True
 
-    async def _send(
-        self, claims: Sequence[Claim], heads: Mapping[JobId, JobHead], claimed: Moment
-    ) -> Mapping[TaskId, Fate]:
+    async def _send(self, batch: "_Batch", heads: Mapping[JobId, JobHead]) -> None:
         """Publish claims; of a routing key without a queue only the first, while it has none.
 
         What became of that one would become of the others: hundreds of thousands may wait for a
-        worker. Nothing is said of what is left to its lease.
+        worker.
         """
-        probes = {
-            one.routing_key: one for one in reversed(claims) if one.routing_key in self._unbound
-        }
+        claims, unbound = batch.claims, self._unbound
+        probes = {one.routing_key: one for one in reversed(claims) if one.routing_key in unbound}
         first = [one for one in claims if probes.get(one.routing_key, one) is one]
-        fates = await self._publish(first, heads, claimed)
         others = [one for one in claims if probes.get(one.routing_key, one) is not one]
-        found = [one for one in others if fates.get(probes[one.routing_key].task_id) is Fate.ROUTED]
-        if found:
-            fates |= await self._publish(found, heads, claimed)
-        for one in others:
-            if fates.get(probes[one.routing_key].task_id) is Fate.UNROUTABLE:
-                fates[one.task_id] = Fate.UNROUTABLE
-        return fates
+        fates = await self._publish(batch._replace(claims=first), heads)
+        of_key = {key: fates.get(probe.task_id) for key, probe in probes.items()}
+        alike = [one for one in others if of_key[one.routing_key] is Fate.UNROUTABLE]
+        fates |= {one.task_id: Fate.UNROUTABLE for one in alike}
+        await self._mark([*first, *alike], fates, along=batch.along)
+        if found := [one for one in others if of_key[one.routing_key] is Fate.ROUTED]:
+            fates = await self._publish(batch._replace(claims=found), heads)
+            await self._mark(found, fates, along=batch.along)
 
-    async def _publish(
-        self, claims: Sequence[Claim], heads: Mapping[JobId, JobHead], claimed: Moment
-    ) -> dict[TaskId, Fate]:
-        messages = await self._messages(claims, heads, claimed)
-        if self._is_too_late(claimed):
+    async def _publish(self, batch: "_Batch", heads: Mapping[JobId, JobHead]) -> dict[TaskId, Fate]:
+        """What became of each message; of what is left to its lease, nothing."""
+        messages = await self._messages(batch.claims, heads, batch.claimed)
+        if self._is_too_late(batch.claimed):
             return {}
         fates = await self._exchange.publish(
             [(message.routing_key, message.seal(self._reply_to)) for message in messages]
         )
-        return {claim.task_id: fate for claim, fate in zip(claims, fates, strict=True)}
+        return {claim.task_id: fate for claim, fate in zip(batch.claims, fates, strict=True)}
 
     async def _outlast_alarm(self) -> bool:
         """Claim nothing while the broker takes nothing: what is claimed waits for its lease.
@@ -331,7 +340,8 @@ class Dispatcher:
         for claim in claims:
             if (fate := fates.get(claim.task_id)) is not None:
                 by_fate[fate].append(claim)
-        self._note_bindings(by_fate[Fate.ROUTED], by_fate[Fate.UNROUTABLE])
+        bound_to = [*by_fate[Fate.ROUTED], *by_fate[Fate.REFUSED]]
+        self._note_bindings(bound_to, by_fate[Fate.UNROUTABLE])
         await self._note_sent(by_fate[Fate.ROUTED], by_fate[Fate.UNROUTABLE], along=along)
         unroutable = {claim.key for claim in by_fate[Fate.UNROUTABLE]}
         if unroutable:
@@ -354,7 +364,9 @@ class Dispatcher:
         A worker that is quick answers first, and then it is written down that it did.
         """
         now = Moment()
-        sent = {one.task_id: (now, one) for one in routed if one.task_id in self._on_the_way}
+        sent = {
+            one.task_id: (now, _light(one)) for one in routed if one.task_id in self._on_the_way
+        }
         self._unmarked |= sent
         if along and not self._stopping.told:
             sent = {}
@@ -377,11 +389,11 @@ class Dispatcher:
             if self._unmarked.get(task_id) is one:  # and not sent once more meanwhile
                 del self._unmarked[task_id]
 
-    def _note_bindings(self, routed: Sequence[Claim], unroutable: Sequence[Claim]) -> None:
+    def _note_bindings(self, bound: Sequence[Claim], unroutable: Sequence[Claim]) -> None:
         if len(self._unbound) > _UNBOUND:
             self._unbound.clear()
         self._unbound.update(claim.routing_key for claim in unroutable)
-        self._unbound.difference_update(claim.routing_key for claim in routed)
+        self._unbound.difference_update(claim.routing_key for claim in bound)
 
     def _note_missing_workers(self, unroutable: set[str], routed: set[str]) -> None:
         """Log what an operator should know, once, and not with every probe."""
@@ -398,3 +410,8 @@ class Dispatcher:
         for key in sorted(self._full & routed - refused):
             logger.info("the queue of %s takes tasks again", key)
         self._full = (self._full - routed) | refused
+
+
+def _light(claim: Claim) -> Claim:
+    """A claim without what only its message needed, which may be large."""
+    return replace(claim, args={}, earlier=None, head=None)

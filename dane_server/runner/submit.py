@@ -1,6 +1,7 @@
 """Takes jobs in: checks, compiles and stores them, as many at once as have arrived."""
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from dane_server.runner.dispatch import Moment
 from dane_server.runner.draft import Draft, Drafts, drafted
 from dane_server.storage.claiming import Claiming
 from dane_server.storage.view import Claim, NewJob, Once, Submitted
+
+logger = logging.getLogger(__name__)
 
 #: Jobs that arrive together are stored in one transaction, up to this many tasks.
 _TASKS_TOGETHER: Final = 5000
@@ -117,9 +120,12 @@ class Submissions:
         """Store many jobs in one transaction; a bad one fails alone."""
         prepared = await self._prepared(specs, owner)
         began = Moment()
-        outcomes = await self._writer.store_jobs(
-            [new for new in prepared if isinstance(new, NewJob)], self._claiming()
-        )
+        new_jobs = [new for new in prepared if isinstance(new, NewJob)]
+        try:
+            outcomes = await self._writer.store_jobs(new_jobs, self._claiming())
+        except OutcomeUnknown:
+            await self._bell.ring()  # they may be there
+            raise
         await self._send(outcomes, began)
         stored = iter(outcomes)
         return [next(stored) if isinstance(new, NewJob) else new for new in prepared]
@@ -150,14 +156,15 @@ class Submissions:
             batch = self._next_batch()
             try:
                 await self._store(batch)
+                continue
             except OutcomeUnknown as fault:
                 self._find_out(batch, fault)
-                await self._bell.ring()  # it may be there
             except Unreachable as fault:
                 _fail(batch, fault)
             except Exception:  # noqa: BLE001 - told to the one it concerns
                 for one in batch:
                     await self._store_alone(one)
+            await self._bell.ring()  # some of it may be there
 
     def _find_out(self, batch: Sequence[_Waiting], fault: OutcomeUnknown) -> None:
         """Store once more what has a key: stored already, it is only looked up by it."""
@@ -209,8 +216,10 @@ class Submissions:
         claims = [claim for one in submitted for claim in one.claims]
         if claims and self._sender is not None:
             urgent_first = sorted(claims, key=lambda claim: (-claim.priority, claim.task_id))
-            with suppress(Unreachable):  # their leases bring them back
+            try:
                 await self._sender.hand_over(urgent_first, began)
+            except Exception as fault:  # noqa: BLE001 - the jobs are stored, whatever it is
+                logger.warning("%d claimed tasks wait for their lease: %r", len(claims), fault)
         if any(one.more for one in submitted):
             await self._bell.ring()
 

@@ -14,10 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dane_core.job import JobId, TaskId
 from dane_core.states import TaskState
 from dane_server.graph import Graph
-from dane_server.storage.chunk import ROWS
 from dane_server.storage.claiming import Claiming
 from dane_server.storage.inline import NOTHING
-from dane_server.storage.nodes import Row
+from dane_server.storage.nodes import Row, priority_of
 from dane_server.storage.statements import dispatch as sql
 from dane_server.storage.view import Claim, JobHead, NewJob
 
@@ -36,24 +35,22 @@ class Ahead:
     async def found(
         cls, connection: AsyncConnection, new_jobs: Sequence[NewJob], asked: Claiming | None
     ) -> Self:
-        """Those that have room for all that is new, held until the end of the transaction.
+        """Those that have room for all that is new; held until the end of the transaction.
 
-        Not one that somebody else holds, so that nobody waits. Nor one with others ready, or
-        with limits: whose turn it is, and when, is found out with them.
+        Not one that somebody else holds, so that nobody waits, here or there: what is large
+        takes long to be stored, and is not claimed either. Nor one with others ready, or with
+        limits: whose turn it is, and when, is found out with them.
         """
-        if asked is None or asked.window <= 0:
+        if asked is None or asked.window <= 0 or _size(new_jobs) > asked.limit:
             return cls()
         wanted = _first_keys(new_jobs)
-        if not 0 < wanted.total() <= ROWS:
-            return cls()
-        rows = await connection.execute(sql.hold_free_keys(), {"keys": sorted(wanted)})
-        rooms = {
-            row.task_key: asked.window - row.sent
-            for row in rows
-            if row.is_open and not row.others_ready
-        }
-        keys = frozenset(key for key, room in rooms.items() if wanted[key] <= room)
-        return cls(keys=keys, lease=asked.lease)
+        keys = {"keys": sorted(wanted)}
+        rows = (await connection.execute(sql.hold_free_keys(), keys)).all()
+        if len(rows) > 1:  # others may have changed what was counted before all of them were held
+            keys = {"keys": [row.task_key for row in rows]}
+            rows = (await connection.execute(sql.standing_of_keys(), keys)).all()
+        free = (row.task_key for row in rows if wanted[row.task_key] <= asked.window - row.sent)
+        return cls(keys=frozenset(free), lease=asked.lease)
 
     def written(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows of new nodes, the first tasks of these keys as claimed."""
@@ -90,11 +87,14 @@ class Ahead:
         }
 
 
+def _size(new_jobs: Sequence[NewJob]) -> int:
+    """How many rows they become."""
+    return sum(new.graph.nodes + new.graph.links for new in new_jobs)
+
+
 def _first_keys(new_jobs: Sequence[NewJob]) -> Counter[str]:
-    """How many tasks of each key are ready at once; of very large jobs nothing is claimed."""
-    graphs = [new.graph for new in new_jobs if isinstance(new.graph, Graph)]
-    if len(graphs) < len(new_jobs):
-        return Counter()
+    """How many tasks of each key wait for nothing."""
+    graphs = (new.graph for new in new_jobs if isinstance(new.graph, Graph))
     return Counter(graph.tasks[seq].key for graph in graphs for seq in _first(graph))
 
 
@@ -122,7 +122,7 @@ def _claim(new: NewJob, graph: Graph, seq: int, task_id: TaskId, head: JobHead) 
         type=new.spec.type,
         name=task.name,
         args=task.args,
-        priority=new.spec.priority if task.priority is None else task.priority,
+        priority=priority_of(task, new.spec.priority),
         timeout=task.timeout,
         attempt=1,
         dispatch=1,

@@ -92,7 +92,7 @@ def _rows(graph: Graph, priority: int) -> Iterator[Row]:
         values = (
             seq,
             *_written(task),
-            MAX_PRIORITY - _priority(task, priority),
+            MAX_PRIORITY - priority_of(task, priority),
             task.timeout if task else None,
             written(task.retry) if task and task.retry else None,
             bool(task and task.allow_failure),
@@ -112,7 +112,8 @@ def _written(task: TaskSpec | None) -> tuple[str | None, str | None, str | None]
     return task.key, task.name, written(task.args) if task.args else None
 
 
-def _priority(task: TaskSpec | None, of_job: int) -> int:
+def priority_of(task: TaskSpec | None, of_job: int) -> int:
+    """The priority of a task: its own, or else that of its job."""
     return of_job if task is None or task.priority is None else task.priority
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from dane_core.job import Counts, Job, JobId, Retry, Task, TaskId
 from dane_core.states import JobStatus, TaskState
 from dane_server.graph import Graph
+from dane_server.storage.nodes import priority_of
 from dane_server.storage.view import JobView, NewJob
 
 
@@ -21,7 +22,10 @@ class JustStored:
     created_at: datetime  # UTC, as the store writes it
 
     def view(self) -> JobView:
-        """What the reader would show, as long as nobody has done anything with it."""
+        """What the reader would show, as long as nobody has done anything with it.
+
+        That some of it may have been claimed along is not shown: that is already on its way.
+        """
         tasks = [self._task(seq) for seq in range(self.graph.total)]
         job = self._job(state=tasks[0].number)
         return JobView(job=job, tree=self.graph.tree, tasks=tasks, answers={})
@@ -65,7 +69,7 @@ class JustStored:
             key=spec.key,
             name=spec.name,
             args=spec.args,
-            priority=self.new.spec.priority if spec.priority is None else spec.priority,
+            priority=priority_of(spec, self.new.spec.priority),
             timeout=spec.timeout,
             retry=spec.retry or Retry(),
             allow_failure=spec.allow_failure,

@@ -215,7 +215,7 @@ class Submitted:
     view: Callable[[], JobView] | None = field(default=None, compare=False, repr=False)
     #: Those of its tasks that were claimed as they were stored; and whether others are ready.
     claims: Sequence["Claim"] = field(default=(), compare=False, repr=False)
-    more: bool = field(default=True, compare=False, repr=False)
+    more: bool = field(default=False, compare=False, repr=False)
 
 
 # --- what the writer takes and gives --------------------------------------------------------

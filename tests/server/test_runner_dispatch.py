@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,9 +23,9 @@ from dane_server.runner.pace import Pace
 from dane_server.runner.ticket import Signer, new_secret
 from dane_server.storage.quotas import Quotas
 from dane_server.storage.tables import task_keys
-from dane_server.storage.view import Claim
+from dane_server.storage.view import Claim, Submitted
 from dane_server.supervise import Stopping, keep_running
-from tests.server.ledger import Ledger, parallel
+from tests.server.ledger import Ledger, new_job, parallel
 from tests.server.scripted import PATIENT, until
 
 LATE = Moment(monotonic=time.monotonic() - 0.6 * PATIENT.lease.total_seconds())
@@ -332,3 +333,81 @@ class Blockable(MemoryExchange):
     @property
     def blocked(self) -> str:
         return self.alarm
+
+
+async def test_what_is_ready_in_the_store_does_not_wait_for_an_end_of_what_is_handed_over(
+    ledger: Ledger,
+) -> None:
+    """Small jobs that follow each other closely would keep a server from all else."""
+    waiting = await ledger.submit("A")
+    await ledger.acts.resume_key("B")
+    stopping = Stopping()
+
+    async def hand_over_more() -> None:
+        began = Moment()
+        [stored] = await ledger.writer.store_jobs([new_job("B")], dispatcher.claiming())
+        assert isinstance(stored, Submitted)
+        assert stored.claims
+        await dispatcher.hand_over(stored.claims, began)
+
+    class Busy(MemoryExchange):
+        """Has something handed over whenever something is published, until the test is over."""
+
+        async def publish(self, messages: Sequence[tuple[str, Envelope]]) -> Sequence[Fate]:
+            if not stopping.told:
+                await hand_over_more()
+            return await super().publish(messages)
+
+    exchange = Busy()
+    await with_queue(exchange)
+    await exchange.declare_queue(work_queue("B"), ["#.B"])
+    dispatcher = new_dispatcher(ledger, exchange, stopping)
+    await hand_over_more()
+
+    await runs_until(lambda: _is(ledger, waiting, TaskState.QUEUED), dispatcher, stopping)
+
+
+async def test_what_is_handed_over_just_before_a_stop_is_sent(ledger: Ledger) -> None:
+    """The dispatcher had nothing to do, and was marking what was sent before."""
+    job = await ledger.submit("A")
+    claims = await ledger.claim()
+    exchange, stopping = MemoryExchange(), Stopping()
+    await with_queue(exchange)
+    dispatcher = new_dispatcher(ledger, exchange, stopping)
+    marking = dispatcher._mark_unanswered
+
+    async def stopped_meanwhile(patience: float) -> None:
+        if patience and not stopping.told:  # not the one with which it begins
+            await dispatcher.hand_over(claims, Moment())
+            stopping.tell()
+        await marking(patience)
+
+    dispatcher._mark_unanswered = stopped_meanwhile  # type: ignore[method-assign]
+
+    await keep_running("dispatcher", dispatcher.run, stopping=stopping)
+
+    assert await ledger.states(job) == {"A": TaskState.QUEUED}
+
+
+async def test_what_was_sent_before_a_fault_is_marked(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe has found a queue; what the others of its key carry cannot be read just then."""
+    exchange = MemoryExchange()
+    dispatcher = new_dispatcher(ledger, exchange, Stopping())
+    await dispatcher.hand_over(await _claimed(ledger, "video"), Moment())
+    await dispatcher.send_some()
+    await with_queue(exchange)
+    await ledger.submit(parallel("A", "A", "A"), type="video")
+    claims = await ledger.claim()
+    plain = [replace(claim, earlier=None) for claim in claims[1:]]
+
+    async def away(_: object) -> None:
+        raise StoreUnreachable("away")
+
+    monkeypatch.setattr(ledger.reader, "responses", away)
+    await dispatcher.hand_over([claims[0], *plain], Moment())
+    with pytest.raises(StoreUnreachable):
+        await dispatcher.send_some()
+
+    assert set(dispatcher._unmarked) == {claims[0].task_id}

@@ -285,22 +285,41 @@ async def test_what_cannot_be_sent_at_once_is_rung_for(ledger: Ledger) -> None:
     assert bell.rings == 1
 
 
-async def test_a_stored_job_is_accepted_though_it_could_not_be_sent(ledger: Ledger) -> None:
+@pytest.mark.parametrize("fault", [ExchangeUnreachable("cut"), RuntimeError("a bug")], ids=repr)
+async def test_a_stored_job_is_accepted_once_though_it_could_not_be_sent(
+    ledger: Ledger, fault: Exception
+) -> None:
     """Its lease brings it back."""
     await ledger.acts.resume_key("A")
 
     class Cut(Desk):
         async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
             await super().hand_over(claims, claimed)
-            raise ExchangeUnreachable("cut")
+            raise fault
 
     entrance = submissions(ledger)
     entrance.send_by(Cut())
 
-    [outcome] = await entrance.submit_many([spec("A")])
+    [many] = await entrance.submit_many([spec("A")])
+    one = await entrance.submit(spec("A"))
+    await _idle(entrance)
 
-    assert isinstance(outcome, Submitted)
-    assert len(outcome.claims) == 1
+    assert isinstance(many, Submitted)
+    assert len(many.claims) == len(one.claims) == 1
+    assert await stored(ledger) == 2
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+async def test_what_may_have_been_stored_is_rung_for(ledger: Ledger, *, many: bool) -> None:
+    bell = Counted()
+    entrance = submissions(ledger, writer=Failing(ledger, OutcomeUnknown("cut")), bell=bell)
+
+    with pytest.raises(OutcomeUnknown):
+        await (entrance.submit_many([spec()]) if many else entrance.submit(spec()))
+    if not many:
+        await _idle(entrance)
+
+    assert bell.rings == 1
 
 
 async def _idle(entrance: Submissions) -> None:

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.states import TaskState
+from dane_server.storage.ahead import Ahead
 from dane_server.storage.claiming import Claiming
 from dane_server.storage.engine import Store
 from dane_server.storage.quotas import Quotas
@@ -173,11 +174,14 @@ async def test_of_a_key_nobody_has_spoken_of_nothing_is_claimed(ledger: Ledger) 
     assert one.more
 
 
-async def test_of_very_many_tasks_nothing_is_claimed(ledger: Ledger) -> None:
-    """They are shared out with those of others."""
+@pytest.mark.parametrize("shape", [parallel, sequence])
+async def test_of_a_large_job_nothing_is_claimed(
+    ledger: Ledger, shape: Callable[..., dict[str, Any]]
+) -> None:
+    """It takes long to be stored, and its key would be held until then."""
     await known(ledger, "A")
 
-    [one] = await stored(ledger, new_job(parallel(*["A"] * 501)))
+    [one] = await stored(ledger, new_job(shape(*["A"] * 501)))
 
     assert one.claims == ()
     assert one.more
@@ -244,3 +248,27 @@ async def test_two_who_store_at_once_do_not_overfill_a_window(mariadb_store: Sto
     assert len(before.claims) == 1
     assert second.claims == ()
     assert await ledger.claim(window=1) == []
+
+
+async def test_what_is_held_last_is_not_counted_as_of_before(mariadb_store: Store) -> None:
+    """The counts of one statement are of one moment: B may have others before it is held."""
+    ledger = Ledger.of(mariadb_store)
+    await known(ledger, "A", "B")
+
+    class Meanwhile:
+        """A connection beside which B gets a task while the keys are being held."""
+
+        def __init__(self, connection: AsyncConnection) -> None:
+            self._connection = connection
+
+        async def execute(self, statement: Any, *args: Any) -> Any:
+            found = await self._connection.execute(statement, *args)
+            if statement is sql.hold_free_keys():
+                await ledger.submit("B")
+            return found
+
+    async def ahead(connection: Any) -> Ahead:
+        watched: Any = Meanwhile(connection)
+        return await Ahead.found(watched, [new_job(parallel("A", "B"))], asked())
+
+    assert (await mariadb_store.write(ahead)).keys == {"A"}

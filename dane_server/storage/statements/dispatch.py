@@ -66,16 +66,16 @@ def hold_keys() -> sa.Select[Any]:
     )
 
 
-@cache
-def hold_free_keys() -> sa.Select[Any]:
-    """Hold the windows of those of some `keys` that nobody else holds; waits for nobody.
+def _standing_of_keys() -> sa.Select[Any]:
+    """How many tasks of some `keys` are sent, of those that are open and have none ready.
 
-    With how many of their tasks are sent, and whether others are ready. What is of tasks are
-    scalars: joins would lock those rows too.
+    Open is what is not paused and has no limits. What is of tasks are scalars: joins would lock
+    those rows too.
     """
-    tasks_of_key = sa.select(sa.func.count()).with_hint(tasks, _BY_KEY, "mysql")
-    sent = tasks_of_key.where(
-        tasks.c.state.in_(values_of(SENT)), tasks.c.task_key == task_keys.c.task_key
+    sent = (
+        sa.select(sa.func.count())
+        .with_hint(tasks, _BY_KEY, "mysql")
+        .where(tasks.c.state.in_(values_of(SENT)), tasks.c.task_key == task_keys.c.task_key)
     )
     ready = (
         sa.select(sa.true())
@@ -83,18 +83,28 @@ def hold_free_keys() -> sa.Select[Any]:
         .where(tasks.c.state == TaskState.READY, tasks.c.task_key == task_keys.c.task_key)
         .limit(1)
     )
-    unlimited = sa.and_(task_keys.c.rate.is_(None), task_keys.c.concurrency.is_(None))
-    return (
-        sa.select(
-            task_keys.c.task_key,
-            sa.and_(sa.not_(task_keys.c.paused), unlimited).label("is_open"),
-            sent.scalar_subquery().label("sent"),
-            sa.func.coalesce(ready.scalar_subquery(), sa.false()).label("others_ready"),
-        )
-        .where(task_keys.c.task_key.in_(_KEYS))
-        .order_by(task_keys.c.task_key)
-        .with_for_update(skip_locked=True)
+    return sa.select(task_keys.c.task_key, sent.scalar_subquery().label("sent")).where(
+        task_keys.c.task_key.in_(_KEYS),
+        sa.not_(task_keys.c.paused),
+        task_keys.c.rate.is_(None),
+        task_keys.c.concurrency.is_(None),
+        sa.func.coalesce(ready.scalar_subquery(), sa.false()) == sa.false(),
     )
+
+
+@cache
+def standing_of_keys() -> sa.Select[Any]:
+    return _standing_of_keys()
+
+
+@cache
+def hold_free_keys() -> sa.Select[Any]:
+    """The same, of those whose windows nobody else holds, and hold them; waits for nobody.
+
+    The tasks are counted at one moment, when the first of these keys was held.
+    """
+    held = _standing_of_keys().order_by(task_keys.c.task_key)
+    return held.with_for_update(skip_locked=True)
 
 
 def add_keys() -> sa.Insert:
