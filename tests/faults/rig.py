@@ -489,9 +489,12 @@ class Rig:
     # --- the end -------------------------------------------------------------------------------
 
     async def watch(self) -> None:
-        """Write down what is seen settled, until cancelled."""
-        watch = evidence.Watch(self.engine, self.history)
-        while True:
+        """Write down what is seen settled, until cancelled.
+
+        A driver may lose the cancellation (`asyncio.wait_for` in Python 3.11 does).
+        """
+        watch, task = evidence.Watch(self.engine, self.history), asyncio.current_task()
+        while task is None or not task.cancelling():
             with suppress(DBAPIError, OSError):
                 await watch.look()
             await asyncio.sleep(self.looks_every)
