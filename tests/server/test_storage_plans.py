@@ -18,10 +18,11 @@ from dane_core.job import JobId, TaskId
 from dane_core.message import Gone
 from dane_core.states import SETTLED, JobStatus, TaskState
 from dane_server.storage.access import Access
+from dane_server.storage.claiming import Claiming
 from dane_server.storage.engine import Store, open_store
 from dane_server.storage.retention import Keep
 from dane_server.storage.tables import metadata
-from dane_server.storage.view import Claim, JobQuery, Once
+from dane_server.storage.view import Claim, JobQuery, Once, Submitted
 from tests.faults.plugin import long
 from tests.server.archive import copies, model_of
 from tests.server.ledger import (
@@ -163,6 +164,12 @@ class Day:
             self._claims = await self._ledger.claim()
         with self._during("mark"):
             await self._ledger.mark(queued=self._claims[5:], unroutable=self._claims[:5])
+        with self._during("submit and claim"):  # of A much is ready and much is sent
+            asked = Claiming(window=1000, limit=500, lease=timedelta(seconds=60))
+            several = new_job(parallel("A", "B", "C"), source_id="several")
+            [stored] = await self._access.writer.store_jobs([several], asked)
+            assert isinstance(stored, Submitted)
+            assert [claim.key for claim in stored.claims] == ["B"]
 
     async def _listen(self) -> None:
         some = self._claims[10:110]
