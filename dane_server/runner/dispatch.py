@@ -15,6 +15,7 @@ from dane_core.job import JobId, TaskId
 from dane_core.message import Stamp, TaskMessage
 from dane_core.routing import RESPONSE_QUEUE
 from dane_server.runner.bell import LocalBell
+from dane_server.runner.bindings import Bindings
 from dane_server.runner.heads import Heads
 from dane_server.runner.pace import Pace
 from dane_server.runner.route import Router
@@ -35,8 +36,6 @@ _ALARM_LOOK: Final = 0.25
 _MARKED_AFTER: Final = 0.05
 #: What is handed over goes before what is ready in the store for so many seconds at a time.
 _FIRST_FOR: Final = 0.1
-#: Routing keys without a queue that are kept: they are made of what clients write.
-_UNBOUND: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +88,7 @@ class Dispatcher:
         self._on_the_way: set[TaskId] = set()  # being sent, and not answered yet
         self._unmarked: dict[TaskId, tuple[Moment, Claim]] = {}  # the longest sent comes first
         self._bound_meanwhile: set[str] = set()
-        self._unbound: set[str] = set()  # routing keys to which no queue was bound
-        self._without_worker: set[str] = set()
-        self._full: set[str] = set()
+        self._bindings = Bindings()
         self._next_look: float | None = None  # when there may be more, by `time.monotonic`
 
     async def run(self) -> None:
@@ -215,8 +212,7 @@ class Dispatcher:
         What became of that one would become of the others: hundreds of thousands may wait for a
         worker.
         """
-        claims, unbound = batch.claims, self._unbound
-        probes = {one.routing_key: one for one in reversed(claims) if one.routing_key in unbound}
+        claims, probes = batch.claims, self._bindings.probes(batch.claims)
         first = [one for one in claims if probes.get(one.routing_key, one) is one]
         others = [one for one in claims if probes.get(one.routing_key, one) is not one]
         fates = await self._publish(batch._replace(claims=first), heads)
@@ -340,17 +336,13 @@ class Dispatcher:
         for claim in claims:
             if (fate := fates.get(claim.task_id)) is not None:
                 by_fate[fate].append(claim)
-        bound_to = [*by_fate[Fate.ROUTED], *by_fate[Fate.REFUSED]]
-        self._note_bindings(bound_to, by_fate[Fate.UNROUTABLE])
         await self._note_sent(by_fate[Fate.ROUTED], by_fate[Fate.UNROUTABLE], along=along)
         unroutable = {claim.key for claim in by_fate[Fate.UNROUTABLE]}
         if unroutable:
             self._put_off(0.0)  # their places are free again, and nobody rings for that
         if bound := sorted(unroutable & self._bound_meanwhile):
             self.router.note_bound(bound)
-        routed = {claim.key for claim in by_fate[Fate.ROUTED]}
-        self._note_missing_workers(unroutable.difference(bound), routed)
-        self._note_full_queues({claim.key for claim in by_fate[Fate.REFUSED]}, routed)
+        self._bindings.note(by_fate, just_bound=bound)
         if by_fate[Fate.UNKNOWN]:
             raise ExchangeUnreachable(
                 f"{len(by_fate[Fate.UNKNOWN])} messages were not confirmed in time"
@@ -388,28 +380,6 @@ class Dispatcher:
         for task_id, one in sent.items():
             if self._unmarked.get(task_id) is one:  # and not sent once more meanwhile
                 del self._unmarked[task_id]
-
-    def _note_bindings(self, bound: Sequence[Claim], unroutable: Sequence[Claim]) -> None:
-        if len(self._unbound) > _UNBOUND:
-            self._unbound.clear()
-        self._unbound.update(claim.routing_key for claim in unroutable)
-        self._unbound.difference_update(claim.routing_key for claim in bound)
-
-    def _note_missing_workers(self, unroutable: set[str], routed: set[str]) -> None:
-        """Log what an operator should know, once, and not with every probe."""
-        for key in sorted(unroutable - self._without_worker):
-            logger.warning("no queue is bound to %s: its tasks wait for a worker", key)
-        for key in sorted(routed & self._without_worker - unroutable):
-            logger.info("a queue is bound to %s again", key)
-        self._without_worker = (self._without_worker | unroutable) - (routed - unroutable)
-
-    def _note_full_queues(self, refused: set[str], routed: set[str]) -> None:
-        """Log once per key; the leases of what was refused are the pause until the next try."""
-        for key in sorted(refused - self._full):
-            logger.warning("the queue of %s takes no more: its tasks are sent again later", key)
-        for key in sorted(self._full & routed - refused):
-            logger.info("the queue of %s takes tasks again", key)
-        self._full = (self._full - routed) | refused
 
 
 def _light(claim: Claim) -> Claim:
