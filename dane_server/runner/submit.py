@@ -92,7 +92,7 @@ class Submissions:
         [new] = await self._prepared([spec], owner, once)
         if isinstance(new, BadSpec):
             raise new
-        until += (new.graph.nodes + new.graph.links) / _ROWS_IN_A_SECOND
+        until += new.rows / _ROWS_IN_A_SECOND
         outcome: asyncio.Future[_Outcome] = loop.create_future()
         self._waiting.append((new, outcome))
         if self._storing is None or self._storing.done():

@@ -41,7 +41,7 @@ class Ahead:
         takes long to be stored, and is not claimed either. Nor one with others ready, or with
         limits: whose turn it is, and when, is found out with them.
         """
-        if asked is None or asked.window <= 0 or _size(new_jobs) > asked.limit:
+        if asked is None or asked.window <= 0 or sum(new.rows for new in new_jobs) > asked.limit:
             return cls()
         wanted = _first_keys(new_jobs)
         keys = {"keys": sorted(wanted)}
@@ -85,11 +85,6 @@ class Ahead:
             "queued_at": now,  # a worker may well be quicker than the confirmation
             "due_at": now + self.lease,
         }
-
-
-def _size(new_jobs: Sequence[NewJob]) -> int:
-    """How many rows they become."""
-    return sum(new.graph.nodes + new.graph.links for new in new_jobs)
 
 
 def _first_keys(new_jobs: Sequence[NewJob]) -> Counter[str]:

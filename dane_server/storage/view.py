@@ -231,6 +231,11 @@ class NewJob:
     once: Once | None = None
     owner: str = ""  # whose it is; nobody's in particular
 
+    @property
+    def rows(self) -> int:
+        """How many rows its graph becomes: nodes and edges."""
+        return self.graph.nodes + self.graph.links
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:

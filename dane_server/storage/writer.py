@@ -70,8 +70,7 @@ class Writer:
         can be sent at once is claimed along the way, if there is something to keep to: then
         whoever asks for it is to send it.
         """
-        graphs = [new.graph for new in new_jobs]
-        rows = sum(graph.nodes + graph.links for graph in graphs)
+        rows = sum(new.rows for new in new_jobs)
         return await self._store.write(
             lambda connection: store_jobs(connection, new_jobs, claiming),
             patience=patience_for(rows),

@@ -63,36 +63,40 @@ def test_what_clients_write_does_not_fill_the_memory(monkeypatch: pytest.MonkeyP
     assert 0 < len(known.probes(all_of_them)) <= 4
 
 
-def test_operators_are_told_once_that_a_worker_is_missing_and_once_that_it_is_there(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(
+    ("fate", "told"),
+    [
+        (
+            "UNROUTABLE",
+            [
+                "no queue is bound to A: its tasks wait for a worker",
+                "a queue is bound to A again",
+            ],
+        ),
+        (
+            "REFUSED",
+            [
+                "the queue of A takes no more: its tasks are sent again later",
+                "the queue of A takes tasks again",
+            ],
+        ),
+    ],
+)
+def test_operators_are_told_once_of_a_queue_that_takes_nothing_and_once_of_its_return(
+    caplog: pytest.LogCaptureFixture, fate: str, told: Sequence[str]
 ) -> None:
     caplog.set_level(logging.INFO)
     known = Bindings()
 
-    known.note(fates(UNROUTABLE=claim(1, key="B")), just_bound=["B"])
-    for _ in range(2):
-        known.note(fates(UNROUTABLE=claim(1)))
-    for _ in range(2):
-        known.note(fates(ROUTED=claim(1)))
+    for one in (fate, fate, "ROUTED", "ROUTED"):
+        known.note(fates(**{one: claim(1)}))
 
-    assert caplog.messages == [
-        "no queue is bound to A: its tasks wait for a worker",
-        "a queue is bound to A again",
-    ]
+    assert caplog.messages == told
 
 
-def test_operators_are_told_once_that_a_queue_is_full_and_once_that_it_is_not(
+def test_operators_are_not_told_of_a_key_that_was_just_bound(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO)
-    known = Bindings()
+    Bindings().note(fates(UNROUTABLE=claim(1)), just_bound=["A"])
 
-    for _ in range(2):
-        known.note(fates(REFUSED=claim(1)))
-    for _ in range(2):
-        known.note(fates(ROUTED=claim(1)))
-
-    assert caplog.messages == [
-        "the queue of A takes no more: its tasks are sent again later",
-        "the queue of A takes tasks again",
-    ]
+    assert caplog.messages == []

@@ -66,7 +66,8 @@ def hold_keys() -> sa.Select[Any]:
     )
 
 
-def _standing_of_keys() -> sa.Select[Any]:
+@cache
+def standing_of_keys() -> sa.Select[Any]:
     """How many tasks of some `keys` are sent, of those that are open and have none ready.
 
     Open is what is not paused and has no limits. What is of tasks are scalars: joins would lock
@@ -93,17 +94,12 @@ def _standing_of_keys() -> sa.Select[Any]:
 
 
 @cache
-def standing_of_keys() -> sa.Select[Any]:
-    return _standing_of_keys()
-
-
-@cache
 def hold_free_keys() -> sa.Select[Any]:
     """The same, of those whose windows nobody else holds, and hold them; waits for nobody.
 
     The tasks are counted at one moment, when the first of these keys was held.
     """
-    held = _standing_of_keys().order_by(task_keys.c.task_key)
+    held = standing_of_keys().order_by(task_keys.c.task_key)
     return held.with_for_update(skip_locked=True)
 
 
