@@ -31,6 +31,8 @@ from dane_server.storage.view import Claim
 
 #: How often a claim looks further when all it had chosen was held by others.
 _TRIES: Final = 3
+#: One place in so many of a window is kept for jobs that have nothing in flight.
+_RESERVED: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,14 @@ class Claiming:
     ageing: timedelta = timedelta(0)
     put_off: Callable[[float], None] = lambda _: None
     search: Search = field(default_factory=Search)
+
+    @property
+    def common(self) -> int:
+        """Of the window, what is there for all; the rest is for jobs that have nothing in flight.
+
+        Filled by one job, a window would leave no place for the first task of another.
+        """
+        return self.window - self.window // _RESERVED
 
 
 async def claim_ready(connection: AsyncConnection, asked: Claiming) -> list[Claim]:
@@ -110,12 +120,16 @@ async def _chosen(
             in_flight = InFlight(flights[key].jobs, weights)
             ageing = asked.ageing.total_seconds()
             past = asked.search.past[key]
-            taken = share_out(groups, in_flight, shares[key], ageing=ageing, past=past)
+            common = max(asked.common - flights[key].sent, 0)
+            reserved = max(shares[key] - common, 0)
+            taken = share_out(
+                groups, in_flight, shares[key], reserved=reserved, ageing=ageing, past=past
+            )
             chosen[key] = found.take(taken)
             if levels := risen(groups, in_flight, ageing):
                 firsts = found.firsts()
                 early |= {firsts[number]: rank for number, rank in levels.items()}
-            if found.are_all or len(chosen[key]) == standing[0][key]:
+            if found.are_all or len(chosen[key]) >= min(common, standing[0][key]):
                 whole.add(key)
             if len(chosen[key]) < shares[key]:
                 rooms[key] = len(chosen[key])
@@ -254,7 +268,7 @@ async def claim_along(
                 by_key.setdefault(task.task_key, []).append(task)
     passed_on = {key for key, own in by_key.items() if _may_pass_on(own, places.get(key, 0))}
     claims = [_claim(task) for key in passed_on for task in by_key.pop(key)]
-    claims += await _claim_of_room(connection, by_key, asked.window)
+    claims += await _claim_of_room(connection, by_key, asked.common)
     if ids := sorted(claim.task_id for claim in claims):
         taken = {"ids": ids, "seconds": asked.lease.total_seconds()}
         await connection.execute(sql.claim_free(), taken)

@@ -63,6 +63,7 @@ def share_out(
     in_flight: InFlight,
     places: int,
     *,
+    reserved: int = 0,
     ageing: float = 0.0,
     past: Past | None = None,
 ) -> list[int]:
@@ -72,20 +73,24 @@ def share_out(
     least in flight for its weight, and there to the job with the least. Of equals, who was served
     longest ago comes first, then who has waited longest. For each `ageing` seconds (0: never) that
     jobs of a rank with nothing in flight have waited, one task of each counts as one rank more
-    urgent.
+    urgent. The last `reserved` places are for jobs with nothing in flight, one for each.
     """
     past = past or Past()
     if len(groups) == 1:
-        return [_all_for_one(groups[0], in_flight, places, past)]
+        return [_all_for_one(groups[0], in_flight, places, reserved, past)]
     filling = _Filling(groups, in_flight, past)
     levels = _levels(groups, in_flight, ageing)
     for level in sorted(levels):
-        places -= filling.fill(levels[level], places)
+        places -= filling.fill(levels[level], places, reserved)
     return filling.taken
 
 
-def _all_for_one(group: Group, in_flight: InFlight, places: int, past: Past) -> int:
+def _all_for_one(
+    group: Group, in_flight: InFlight, places: int, reserved: int, past: Past
+) -> int:
     """Without a rival there is nothing to weigh, however many places there are."""
+    is_new = not in_flight.jobs.get((group.owner, group.job))
+    places = max(places - reserved, min(places, int(is_new)))
     taken = max(min(group.ready, places), 0)
     if taken:
         past.serve(_OWNERS, group.owner, in_flight.weights.get(group.owner, 1), times=taken)
@@ -136,8 +141,11 @@ class _Filling:
         self._weights = in_flight.weights
         self._past = past
 
-    def fill(self, at_most: Mapping[int, int], places: int) -> int:
-        """Give places to groups, to each until it has so many; returns how many were given."""
+    def fill(self, at_most: Mapping[int, int], places: int, reserved: int = 0) -> int:
+        """Give places to groups, to each until it has so many; returns how many were given.
+
+        The last `reserved` only to jobs that have none.
+        """
         queues: defaultdict[int, list[_Urgency]] = defaultdict(list)
         for number, most in at_most.items():
             if self.taken[number] < most:
@@ -151,6 +159,8 @@ class _Filling:
             owner = heappop(owners)[-1]
             queue = queues[owner]
             number = heappop(queue)[-1]
+            if given >= places - reserved and self._has_some(number):
+                continue  # and so has what is behind it in its queue, which began with the least
             self._give(number)
             given += 1
             if self.taken[number] < at_most[number]:
@@ -158,6 +168,10 @@ class _Filling:
             if queue:
                 heappush(owners, self._of_owner(owner, queue))
         return given
+
+    def _has_some(self, number: int) -> bool:
+        group = self._groups[number]
+        return self._jobs[group.owner, group.job] > 0
 
     def _give(self, number: int) -> None:
         group = self._groups[number]

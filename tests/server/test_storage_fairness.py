@@ -111,6 +111,39 @@ def test_a_single_task_has_a_place_before_the_rest_of_a_hundred_thousand() -> No
     assert share_out([crowd, single], InFlight({(1, 1): 999}, {}), 1) == [0, 1]
 
 
+@given(_groups(), _in_flight(), st.integers(1, 60), st.integers(0, 60))
+@settings(max_examples=200)
+def test_reserved_places_go_to_jobs_with_nothing_in_flight_alone(
+    groups: list[Group], in_flight: InFlight, places: int, reserved: int
+) -> None:
+    """One each; and none of them, nor of the others, stays empty while there is such a job."""
+    taken = share_out(groups, in_flight, places, reserved=reserved)
+
+    has, wanting = Counter(in_flight.jobs), set[tuple[int, int]]()
+    for group, some in zip(groups, taken, strict=True):
+        has[group.owner, group.job] += some
+        if some < group.ready:
+            wanting.add((group.owner, group.job))
+    new = [job for job in has if has[job] and not in_flight.jobs.get(job)]
+    common = max(places - reserved, 0)
+    assert sum(taken) <= min(places, common + len(new))
+    if sum(taken) < places:
+        assert all(has[job] for job in wanting)
+    if sum(taken) < common:
+        assert not wanting
+
+
+def test_a_crowd_leaves_reserved_places_and_a_newcomer_has_one() -> None:
+    crowd, single = (Group(rank=5, owner=1, job=job, ready=99) for job in (1, 2))
+    in_flight = InFlight({(1, 1): 80}, {})
+
+    assert share_out([crowd], in_flight, 20, reserved=20) == [0]
+    assert share_out([crowd], NOTHING, 20, reserved=20) == [1]
+    assert share_out([crowd], NOTHING, 100, reserved=20) == [80]
+    assert share_out([crowd, single], in_flight, 20, reserved=20) == [0, 1]
+    assert share_out([crowd, single], in_flight, 20, reserved=15) == [0, 5]
+
+
 def _one_by_one(groups: Sequence[Group], in_flight: InFlight, rounds: int) -> Counter[int]:
     """Which job has the only place there is, each time it becomes free."""
     past, served = Past(), Counter[int]()

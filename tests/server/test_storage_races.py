@@ -266,7 +266,7 @@ async def test_many_children_of_one_node_let_it_go_once(runners: list[Ledger]) -
 async def _all_claimed(ledger: Ledger, number: int) -> list[Claim]:
     claims: list[Claim] = []
     while len(claims) < number:
-        claims += await ledger.claim(window=number, limit=500)
+        claims += await ledger.claim(window=2 * number, limit=500)
     return claims
 
 

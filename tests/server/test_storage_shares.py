@@ -90,6 +90,31 @@ async def test_a_single_task_behind_a_crowd_is_in_the_next_claim(ledger: Ledger)
     assert len(await ledger.claim(limit=10)) == 10
 
 
+async def test_a_fifth_of_a_window_is_left_to_jobs_that_have_nothing_in_flight(
+    ledger: Ledger,
+) -> None:
+    """They go at once, whoever asks for them, and lie behind no more than the rest of it."""
+    await crowd(ledger, 50, owner="crowd")
+    crowded = await ledger.claim(window=20)
+    mine = await ledger.submit("A", owner="crowd")
+    theirs = await ledger.submit(parallel("A", "A"), owner="somebody")
+
+    beside = await ledger.claim(window=20)
+
+    assert len(crowded) == 16
+    assert by_job(beside) == {mine: 1, theirs: 1}
+    assert await ledger.claim(window=20) == []
+
+
+async def test_what_comes_after_an_answer_leaves_that_fifth_too(ledger: Ledger) -> None:
+    await ledger.submit(sequence("B", parallel(*["A"] * 20)))
+
+    recorded = await ledger.record(*map(answer, await ledger.send()), window=10)
+
+    assert len(recorded.claims) == 8
+    assert await ledger.claim(window=10) == []
+
+
 async def test_the_single_one_does_not_wait_in_the_queue_behind_its_claim(ledger: Ledger) -> None:
     """What is sent lies in the queue in the order in which it was claimed."""
     await crowd(ledger, 50)
