@@ -28,8 +28,10 @@ def source_folders(temp_root: str | Path, out_root: str | Path, source_id: str) 
 
 
 def _under(root: str | Path, below: str) -> str:
-    # As text: a path would be parsed for each of its steps, and every new job comes by here.
-    return f"{str(Path(root).absolute()).rstrip('/')}/{below}"
+    # As text: a path would be parsed for each of its steps, and every new job comes by here. A
+    # root that is a path already knows how it is written.
+    path = root if isinstance(root, Path) else Path(root)
+    return f"{str(path.absolute()).rstrip('/')}/{below}"
 
 
 def _folder_name(source_id: str) -> str:

@@ -43,6 +43,11 @@ def routing_key(media_type: str | None, task_key: str) -> str:
     return f"{media_type or UNKNOWN_TYPE}.{task_key}"
 
 
+def task_key_of(routing_key: str) -> str:
+    """The task key of such an address."""
+    return routing_key.rpartition(".")[2]
+
+
 def binding_keys(task_key: str, media_types: tuple[str, ...] = ()) -> tuple[str, ...]:
     """What a worker binds its queue to: every type (`#.KEY`), or only the given ones."""
     if not TASK_KEY.fullmatch(task_key):

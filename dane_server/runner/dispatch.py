@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
@@ -13,7 +14,7 @@ from dane_core.errors import ExchangeUnreachable, StoreUnreachable
 from dane_core.exchange.base import Exchange, Fate
 from dane_core.job import JobId, TaskId
 from dane_core.message import Stamp, TaskMessage
-from dane_core.routing import RESPONSE_QUEUE
+from dane_core.routing import RESPONSE_QUEUE, task_key_of
 from dane_server.runner.bell import LocalBell
 from dane_server.runner.bindings import Bindings
 from dane_server.runner.heads import Heads
@@ -153,19 +154,35 @@ class Dispatcher:
 
     def claiming(self) -> Claiming:
         """What to keep to in claiming what is then handed over."""
-        return Claiming(window=self.window, limit=self._pace.batch, lease=self._pace.lease)
+        return Claiming(
+            window=self.window,
+            limit=self._pace.batch,
+            lease=self._pace.lease,
+            again=self._pace.route_again,
+            unbound=self._bindings.unbound,
+        )
 
-    async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
-        """Send what was claimed elsewhere, before anything else.
+    def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
+        """Have sent what was claimed elsewhere, before anything else.
 
-        `claimed` is a moment before the claim. Whoever hands over while everything stops sends
-        it, since `run` may have ended. Raises: ExchangeUnreachable, only then.
+        `claimed` is a moment before the claim. Whoever hands over is to `see_off` then.
         """
         if claims and not self._exchange.blocked:  # otherwise their leases bring them back
             self._handed_over += [(claimed, some) for some in chunks(claims, self._pace.batch)]
             self._bell.call()
-            while self._stopping.told and await self.send_some():
-                pass
+
+    async def see_off(self) -> None:
+        """Send what was handed over while everything stops, since `run` may have ended.
+
+        Raises: ExchangeUnreachable.
+        """
+        while self._stopping.told and self._handed_over and await self.send_some():
+            pass
+
+    def note_unrouted(self, routing_keys: AbstractSet[str]) -> None:
+        """Tasks were written down as unroutable: let those go that would find a queue by now."""
+        if bound := routing_keys - self._bindings.unbound:
+            self.router.note_bound({task_key_of(address) for address in bound})
 
     def note_settled(self, task_ids: Iterable[TaskId]) -> None:
         """These tasks have been answered: that they were sent need not be written down any more."""
@@ -342,7 +359,8 @@ class Dispatcher:
             self._put_off(0.0)  # their places are free again, and nobody rings for that
         if bound := sorted(unroutable & self._bound_meanwhile):
             self.router.note_bound(bound)
-        self._bindings.note(by_fate, just_bound=bound)
+        if found := self._bindings.note(by_fate, just_bound=bound):
+            self.router.note_bound(found)
         if by_fate[Fate.UNKNOWN]:
             raise ExchangeUnreachable(
                 f"{len(by_fate[Fate.UNKNOWN])} messages were not confirmed in time"

@@ -189,7 +189,8 @@ class Recorder:
             answers, window=self._dispatcher.window, lease=self._pace.lease
         )
         self._dispatcher.note_settled(recorded.settled)
-        await self._dispatcher.hand_over(recorded.claims, began)
+        self._dispatcher.hand_over(recorded.claims, began)
+        await self._dispatcher.see_off()
         if recorded.late:
             logger.info("did not record %s", _summary(recorded.late, recorded.reasons))
             for reason, number in recorded.reasons.items():

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -56,7 +57,11 @@ class Sender(Protocol):
 
     def claiming(self) -> Claiming: ...
 
-    async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None: ...
+    def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None: ...
+
+    async def see_off(self) -> None: ...
+
+    def note_unrouted(self, routing_keys: AbstractSet[str]) -> None: ...
 
 
 class Submissions:
@@ -126,7 +131,8 @@ class Submissions:
         except OutcomeUnknown:
             await self._bell.ring()  # they may be there
             raise
-        await self._send(outcomes, began)
+        self._hand_over(outcomes, began)
+        await self._see_to(outcomes)
         stored = iter(outcomes)
         return [next(stored) if isinstance(new, NewJob) else new for new in prepared]
 
@@ -201,27 +207,34 @@ class Submissions:
     async def _store(self, batch: Sequence[_Waiting]) -> None:
         began = Moment()
         stored = await self._writer.store_jobs([new for new, _ in batch], self._claiming())
+        self._hand_over(stored, began)
         for (_, outcome), result in zip(batch, stored, strict=True):
             if not outcome.done():
                 outcome.set_result(result)
         # Whoever waits for an answer has it: a broker that is slow to take this is not theirs.
-        await self._send(stored, began)
+        await self._see_to(stored)
 
     def _claiming(self) -> Claiming | None:
         return None if self._sender is None else self._sender.claiming()
 
-    async def _send(self, stored: Sequence[_Outcome], began: Moment) -> None:
-        """Have sent what was claimed, and looked for what was not."""
+    def _hand_over(self, stored: Sequence[_Outcome], began: Moment) -> None:
+        """Have sent what was claimed, and what would find a queue by now."""
+        if self._sender is None:
+            return
         submitted = [one for one in stored if isinstance(one, Submitted)]
         claims = [claim for one in submitted for claim in one.claims]
-        if claims and self._sender is not None:
-            urgent_first = sorted(claims, key=lambda claim: (-claim.priority, claim.task_id))
-            try:
-                await self._sender.hand_over(urgent_first, began)
-            except Exception as fault:  # noqa: BLE001 - the jobs are stored, whatever it is
-                logger.warning("%d claimed tasks wait for their lease: %r", len(claims), fault)
-        if any(one.more for one in submitted):
+        urgent_first = sorted(claims, key=lambda claim: (-claim.priority, claim.task_id))
+        with _although_stored():
+            self._sender.hand_over(urgent_first, began)
+            self._sender.note_unrouted(frozenset().union(*(one.unrouted for one in submitted)))
+
+    async def _see_to(self, stored: Sequence[_Outcome]) -> None:
+        """Have looked for what was not claimed, and send what was claimed before a stop."""
+        if any(isinstance(one, Submitted) and one.more for one in stored):
             await self._bell.ring()
+        if self._sender is not None:
+            with _although_stored():
+                await self._sender.see_off()
 
     def _next_batch(self) -> list[_Waiting]:
         size, tasks = 0, 0
@@ -232,6 +245,15 @@ class Submissions:
             size += 1
         batch, self._waiting = self._waiting[:size], self._waiting[size:]
         return batch
+
+
+@contextmanager
+def _although_stored() -> Iterator[None]:
+    """The jobs are stored, whatever becomes of their sending: the leases of claims bring it on."""
+    try:
+        yield
+    except Exception as fault:  # noqa: BLE001 - nobody is to store them again for it
+        logger.warning("claimed tasks wait for their lease: %r", fault)
 
 
 def _fail(batch: Sequence[_Waiting], fault: Exception) -> None:

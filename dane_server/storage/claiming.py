@@ -10,6 +10,7 @@ holds, and so waits for none.
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -40,12 +41,15 @@ class Claiming:
     """What a claim is to keep to.
 
     `put_off` is told in how many seconds there may be more, though nobody rings: when the rate
-    of a key lets its next task go, or at once, where a claim has not seen everything.
+    of a key lets its next task go, or at once, where a claim has not seen everything. `unbound`
+    are routing keys that had no queue lately; what finds none is tried `again` after some time.
     """
 
     window: int
     limit: int
     lease: timedelta
+    again: timedelta = timedelta(0)
+    unbound: AbstractSet[str] = frozenset()
     ageing: timedelta = timedelta(0)
     put_off: Callable[[float], None] = lambda _: None
     search: Search = field(default_factory=Search)

@@ -85,9 +85,7 @@ def share_out(
     return filling.taken
 
 
-def _all_for_one(
-    group: Group, in_flight: InFlight, places: int, reserved: int, past: Past
-) -> int:
+def _all_for_one(group: Group, in_flight: InFlight, places: int, reserved: int, past: Past) -> int:
     """Without a rival there is nothing to weigh, however many places there are."""
     is_new = not in_flight.jobs.get((group.owner, group.job))
     places = max(places - reserved, min(places, int(is_new)))

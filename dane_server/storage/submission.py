@@ -12,7 +12,7 @@ from dane_server.graph import Graph
 from dane_server.storage.ahead import Ahead
 from dane_server.storage.chunk import ROWS, chunks, fitting
 from dane_server.storage.claiming import Claiming
-from dane_server.storage.nodes import LINKS, links_of, rows_of, tree_of, written
+from dane_server.storage.nodes import LINKS, links_of, tree_of, written
 from dane_server.storage.statements import submission as sql
 from dane_server.storage.stored import JustStored
 from dane_server.storage.tables import NAMELESS
@@ -114,13 +114,13 @@ async def _add_jobs(
     owner_ids = await _owner_ids(connection, {new.owner for new in new_jobs})
     job_rows = [_job_row(new, owner_ids[new.owner]) for new in new_jobs]
     jobs = [row async for row in _added(connection, sql.add_jobs(), job_rows)]
-    rows = (
-        {"job_id": job.id, **row, "owner_id": owner_ids[new.owner], "due_at": job.created_at}
-        for job, new in zip(jobs, new_jobs, strict=True)
-        for row in rows_of(new.graph, new.spec.priority)
-    )
     ahead = await Ahead.found(connection, new_jobs, asked)
-    added = _added(connection, sql.add_tasks(), ahead.written(rows))
+    rows = (
+        {"job_id": job.id, **row, "owner_id": owner_ids[new.owner]}
+        for job, new in zip(jobs, new_jobs, strict=True)
+        for row in ahead.rows(new, job.created_at)
+    )
+    added = _added(connection, sql.add_tasks(), rows)
     node_ids = [row.id async for row in added]
     for some in chunks(_edge_rows(new_jobs, node_ids), LINKS):
         await connection.execute(sql.add_edges(), some)
@@ -131,6 +131,7 @@ def _submitted(
     new_jobs: Sequence[NewJob], jobs: Sequence[sa.Row[Any]], node_ids: Sequence[int], ahead: Ahead
 ) -> list[Submitted]:
     found, first = [], 0
+    unrouted = ahead.unrouted
     for new, job in zip(new_jobs, jobs, strict=True):
         behind = first + new.graph.nodes
         job_id, ids = JobId(job.id), node_ids[first:behind]
@@ -138,7 +139,16 @@ def _submitted(
         if isinstance(new.graph, Graph):
             view = JustStored(new, new.graph, job_id, ids, job.created_at).view
         claims, more = ahead.claims(new, job_id, ids)
-        found.append(Submitted(job_id=job_id, replayed=False, view=view, claims=claims, more=more))
+        found.append(
+            Submitted(
+                job_id=job_id,
+                replayed=False,
+                view=view,
+                claims=claims,
+                unrouted=unrouted,
+                more=more,
+            )
+        )
         first = behind
     return found
 

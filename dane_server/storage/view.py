@@ -1,6 +1,7 @@
 """What the store gives and takes: views and queries of the reader, work for the writer."""
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -215,6 +216,8 @@ class Submitted:
     view: Callable[[], JobView] | None = field(default=None, compare=False, repr=False)
     #: Those of its tasks that were claimed as they were stored; and whether others are ready.
     claims: Sequence["Claim"] = field(default=(), compare=False, repr=False)
+    #: The routing keys for which some of its batch were written down as unroutable, unsent.
+    unrouted: AbstractSet[str] = field(default=frozenset(), compare=False, repr=False)
     more: bool = field(default=False, compare=False, repr=False)
 
 

@@ -47,9 +47,12 @@ def test_where_something_arrived_or_was_refused_there_is_a_queue(fate: str) -> N
     known = Bindings()
     known.note(fates(UNROUTABLE=claim(1)))
 
-    known.note(fates(**{fate: claim(2)}))
+    again = known.note(fates(**{fate: claim(2)}))
 
+    assert again == {"A"}
     assert known.probes([claim(3)]) == {}
+    assert known.unbound == frozenset()
+    assert known.note(fates(**{fate: claim(3)})) == set()
 
 
 def test_what_clients_write_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from dane_server.runner.bell import LocalBell
 from dane_server.runner.dispatch import Dispatcher, Moment
 from dane_server.runner.pace import Pace
 from dane_server.runner.ticket import Signer, new_secret
+from dane_server.storage.claiming import Claiming
 from dane_server.storage.quotas import Quotas
 from dane_server.storage.tables import task_keys
 from dane_server.storage.view import Claim, Submitted
@@ -94,7 +95,8 @@ async def test_what_is_handed_over_at_a_stop_leaves_the_batch_under_way_alone(
 
     stopping.tell()
     exchange.sending.clear()
-    handing_over = asyncio.create_task(dispatcher.hand_over(handed_over, Moment()))
+    dispatcher.hand_over(handed_over, Moment())
+    handing_over = asyncio.create_task(dispatcher.see_off())
     await exchange.sending.wait()
     exchange.confirm.set()
     await asyncio.gather(handing_over, running)
@@ -125,7 +127,6 @@ async def test_one_told_to_stop_ends_its_batch_and_claims_no_other(ledger: Ledge
 async def test_one_that_waits_for_a_rate_sends_when_its_time_has_come(ledger: Ledger) -> None:
     """Nobody rings then."""
     job = await ledger.submit(parallel("A", "A", "A"))
-    await ledger.acts.resume_key("A")  # it is known
     await ledger.store.write(_limit_rate)
     exchange, stopping = MemoryExchange(), Stopping()
     await with_queue(exchange)
@@ -168,7 +169,8 @@ async def test_what_is_handed_over_while_everything_stops_is_sent(ledger: Ledger
     claims = await ledger.claim()
 
     stopping.tell()
-    await dispatcher.hand_over(claims, now)
+    dispatcher.hand_over(claims, now)
+    await dispatcher.see_off()
 
     assert await ledger.states(job) == {"A": TaskState.QUEUED}
 
@@ -181,7 +183,7 @@ async def test_claims_whose_lease_is_half_over_are_left_to_it(ledger: Ledger) ->
     dispatcher = new_dispatcher(ledger, exchange, Stopping())
     claims = await ledger.claim()
 
-    await dispatcher.hand_over(claims, LATE)
+    dispatcher.hand_over(claims, LATE)
 
     assert not await dispatcher.send_some()
     assert await ledger.states(job) == {"A": TaskState.DISPATCHING}
@@ -282,22 +284,72 @@ async def test_where_no_queue_is_bound_one_task_finds_that_out_for_all(ledger: L
     assert exchange.published == [["video.A"] * 3, ["video.A"], ["video.A"]]
 
 
+async def _unrouted(ledger: Ledger, asked: Claiming) -> Submitted:
+    """Three tasks, of which two are taken to find no queue."""
+    job = new_job(parallel(*["A"] * 3), type="video")
+    [stored] = await ledger.writer.store_jobs([job], asked)
+    assert isinstance(stored, Submitted)
+    assert stored.unrouted == {"video.A"}
+    return stored
+
+
+async def test_the_one_that_finds_a_queue_lets_go_what_was_taken_to_find_none(
+    ledger: Ledger,
+) -> None:
+    """The others were written down as unroutable as they were stored."""
+    exchange, stopping = Tapped(), Stopping()
+    dispatcher = new_dispatcher(ledger, exchange, stopping)
+    dispatcher.hand_over(await _claimed(ledger, "video"), Moment())
+    await dispatcher.send_some()
+    stored = await _unrouted(ledger, dispatcher.claiming())
+    await exchange.declare_queue(work_queue("A"), ["#.A"])
+    exchange.published.clear()
+
+    dispatcher.hand_over(stored.claims, Moment())
+    routing = asyncio.create_task(keep_running("router", dispatcher.router.run, stopping=stopping))
+    await runs_until(lambda: _is(ledger, stored.job_id, TaskState.QUEUED), dispatcher, stopping)
+    await routing
+
+    assert exchange.published[0] == ["video.A"]
+
+
+async def test_a_queue_found_just_before_others_are_stored_as_unroutable_lets_them_go(
+    ledger: Ledger,
+) -> None:
+    """Their own probe finds nothing new then."""
+    exchange = Tapped()
+    dispatcher = new_dispatcher(ledger, exchange, Stopping())
+    dispatcher.hand_over(await _claimed(ledger, "video"), Moment())
+    await dispatcher.send_some()
+    asked = dispatcher.claiming()
+    await exchange.declare_queue(work_queue("A"), ["#.A"])
+    dispatcher.hand_over(await _claimed(ledger, "video"), Moment())
+    await dispatcher.send_some()
+    await dispatcher.router._step()  # which comes too early
+    stored = await _unrouted(ledger, asked)
+
+    dispatcher.note_unrouted(stored.unrouted)
+    await dispatcher.router._step()
+
+    assert {task.state for task in await ledger.tasks(stored.job_id)} == {TaskState.READY}
+
+
 async def test_one_that_finds_a_queue_brings_the_others_with_it(ledger: Ledger) -> None:
     exchange = Tapped()
     dispatcher = new_dispatcher(ledger, exchange, Stopping())
-    await dispatcher.hand_over(await _claimed(ledger, "video"), Moment())
+    dispatcher.hand_over(await _claimed(ledger, "video"), Moment())
     await dispatcher.send_some()
     await exchange.declare_queue(work_queue("A"), ["video.A"])
     exchange.published.clear()
     video, audio = await _claimed(ledger, "video", 3), await _claimed(ledger, "audio", 2)
 
-    await dispatcher.hand_over([*video, *audio], Moment())
+    dispatcher.hand_over([*video, *audio], Moment())
     await dispatcher.send_some()
 
     assert exchange.published == [["video.A", "audio.A", "audio.A"], ["video.A", "video.A"]]
     assert await _states_of(ledger, audio) == {TaskState.UNROUTABLE}
     assert await _states_of(ledger, video) == {TaskState.DISPATCHING}  # marked a moment later
-    await dispatcher.hand_over(await _claimed(ledger, "video", 2), Moment())
+    dispatcher.hand_over(await _claimed(ledger, "video", 2), Moment())
     await dispatcher.send_some()
     assert exchange.published[2:] == [["video.A", "video.A"]]
 
@@ -348,7 +400,7 @@ async def test_what_is_ready_in_the_store_does_not_wait_for_an_end_of_what_is_ha
         [stored] = await ledger.writer.store_jobs([new_job("B")], dispatcher.claiming())
         assert isinstance(stored, Submitted)
         assert stored.claims
-        await dispatcher.hand_over(stored.claims, began)
+        dispatcher.hand_over(stored.claims, began)
 
     class Busy(MemoryExchange):
         """Has something handed over whenever something is published, until the test is over."""
@@ -378,7 +430,7 @@ async def test_what_is_handed_over_just_before_a_stop_is_sent(ledger: Ledger) ->
 
     async def stopped_meanwhile(patience: float) -> None:
         if patience and not stopping.told:  # not the one with which it begins
-            await dispatcher.hand_over(claims, Moment())
+            dispatcher.hand_over(claims, Moment())
             stopping.tell()
         await marking(patience)
 
@@ -395,7 +447,7 @@ async def test_what_was_sent_before_a_fault_is_marked(
     """A probe has found a queue; what the others of its key carry cannot be read just then."""
     exchange = MemoryExchange()
     dispatcher = new_dispatcher(ledger, exchange, Stopping())
-    await dispatcher.hand_over(await _claimed(ledger, "video"), Moment())
+    dispatcher.hand_over(await _claimed(ledger, "video"), Moment())
     await dispatcher.send_some()
     await with_queue(exchange)
     await ledger.submit(parallel("A", "A", "A"), type="video")
@@ -406,7 +458,7 @@ async def test_what_was_sent_before_a_fault_is_marked(
         raise StoreUnreachable("away")
 
     monkeypatch.setattr(ledger.reader, "responses", away)
-    await dispatcher.hand_over([claims[0], *plain], Moment())
+    dispatcher.hand_over([claims[0], *plain], Moment())
     with pytest.raises(StoreUnreachable):
         await dispatcher.send_some()
 

@@ -236,7 +236,10 @@ class Handed(Dispatcher):
     def window(self) -> int:
         return PATIENT.window
 
-    async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
+    def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
+        pass
+
+    async def see_off(self) -> None:
         pass
 
     def note_bound(self, keys: Any) -> None:

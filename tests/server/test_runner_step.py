@@ -203,7 +203,7 @@ class Desk:
         self._running = asyncio.create_task(
             keep_running("dispatcher", self.dispatcher.run, stopping=self.stopping)
         )
-        await self.dispatcher.hand_over(self.claims, began)
+        self.dispatcher.hand_over(self.claims, began)
         async with self.exchange.consume(work_queue("A"), prefetch=1) as queue:
             await queue.take(1)
 

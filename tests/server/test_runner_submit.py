@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -235,13 +237,21 @@ class Desk:
     def __init__(self, window: int = 1000) -> None:
         self._window = window
         self.handed_over: list[Claim] = []
+        self.unbound: frozenset[str] = frozenset()
+        self.unrouted: set[str] = set()
 
     def claiming(self) -> Claiming:
-        return Claiming(window=self._window, limit=500, lease=LEASE)
+        return Claiming(window=self._window, limit=500, lease=LEASE, unbound=self.unbound)
 
-    async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
+    def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
         assert claimed.age >= 0
         self.handed_over += claims
+
+    async def see_off(self) -> None:
+        pass
+
+    def note_unrouted(self, routing_keys: AbstractSet[str]) -> None:
+        self.unrouted |= routing_keys
 
 
 class Counted(LocalBell):
@@ -272,6 +282,20 @@ async def test_what_can_be_sent_at_once_is_handed_over(ledger: Ledger, *, many: 
     assert bell.rings == 0
 
 
+async def test_whoever_sends_is_told_of_what_was_taken_to_find_no_queue(ledger: Ledger) -> None:
+    """One of them may have been bound since; and one task is left to find that out."""
+    desk, bell = Desk(), Counted()
+    desk.unbound = frozenset({"unknown.A", "unknown.C"})
+    entrance = submissions(ledger, bell=bell)
+    entrance.send_by(desk)
+
+    await entrance.submit(spec(parallel("A", "A", "B")))
+    await _idle(entrance)
+
+    assert desk.unrouted == {"unknown.A"}
+    assert bell.rings == 1
+
+
 async def test_what_cannot_be_sent_at_once_is_rung_for(ledger: Ledger) -> None:
     await ledger.acts.resume_key("A")
     desk, bell = Desk(), Counted()
@@ -285,20 +309,17 @@ async def test_what_cannot_be_sent_at_once_is_rung_for(ledger: Ledger) -> None:
     assert bell.rings == 1
 
 
+@pytest.mark.parametrize("where", ["hand_over", "note_unrouted", "see_off"])
 @pytest.mark.parametrize("fault", [ExchangeUnreachable("cut"), RuntimeError("a bug")], ids=repr)
 async def test_a_stored_job_is_accepted_once_though_it_could_not_be_sent(
-    ledger: Ledger, fault: Exception
+    ledger: Ledger, fault: Exception, where: str
 ) -> None:
     """Its lease brings it back."""
     await ledger.acts.resume_key("A")
 
-    class Cut(Desk):
-        async def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
-            await super().hand_over(claims, claimed)
-            raise fault
-
-    entrance = submissions(ledger)
-    entrance.send_by(Cut())
+    desk, entrance = Desk(), submissions(ledger)
+    setattr(desk, where, Mock(side_effect=fault))
+    entrance.send_by(desk)
 
     [many] = await entrance.submit_many([spec("A")])
     one = await entrance.submit(spec("A"))

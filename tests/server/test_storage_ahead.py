@@ -1,6 +1,7 @@
 """What is claimed of a job as it is stored, and what is left to whoever finds whose turn it is."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from dane_core.states import TaskState
+from dane_core.states import JobStatus, TaskState
 from dane_server.storage.ahead import Ahead
 from dane_server.storage.claiming import Claiming
 from dane_server.storage.engine import Store
@@ -19,13 +20,18 @@ from dane_server.storage.view import Claim, NewJob, Once, Submitted
 from dane_server.storage.writer import Writer
 from tests.server.audit import audit
 from tests.server.crash import Holding
-from tests.server.ledger import LEASE, Ledger, answer, new_job, parallel, sequence, task
+from tests.server.ledger import LEASE, Ledger, answer, keys_of, new_job, parallel, sequence, task
 
+AGAIN = timedelta(seconds=30)
 ONCE = Once(key="k1", digest="a" * 64)
 
 
 def asked(window: int = 1000, lease: timedelta = LEASE) -> Claiming:
     return Claiming(window=window, limit=500, lease=lease)
+
+
+def unbound(*routing_keys: str) -> Claiming:
+    return replace(asked(), unbound=frozenset(routing_keys), again=AGAIN)
 
 
 async def stored(
@@ -61,6 +67,75 @@ async def test_the_first_tasks_of_a_job_are_claimed_as_it_is_stored(ledger: Ledg
     }
     assert await ledger.claim() == []
     assert await audit(ledger.store, one.job_id) == []
+
+
+async def test_what_is_like_a_task_that_is_to_find_no_queue_is_stored_as_unroutable(
+    ledger: Ledger,
+) -> None:
+    """A hundred thousand of them are written once, and not claimed and marked as well."""
+    await known(ledger, "A", "B")
+    job = new_job(sequence(parallel("A", task("A", name="A2"), "B"), task("A", name="A3")))
+    audio = new_job(parallel("A", task("A", name="A2")), type="audio")
+
+    one, two = await stored(ledger, job, audio, claiming=unbound("unknown.A"))
+
+    assert names(one.claims) == ["A", "B"]
+    assert names(two.claims) == ["A", "A2"]
+    assert not one.more
+    assert one.unrouted == {"unknown.A"}
+    found = {task.name or task.key: task for task in await ledger.tasks(one.job_id)}
+    assert {name: task.state for name, task in found.items()} == {
+        "A": TaskState.DISPATCHING,
+        "A2": TaskState.UNROUTABLE,
+        "B": TaskState.DISPATCHING,
+        "A3": TaskState.BLOCKED,
+    }
+    assert found["A2"].queued_at is not None
+    assert found["A2"].due_at == found["A2"].queued_at + AGAIN
+    assert await audit(ledger.store, one.job_id) == []
+
+
+async def test_one_for_each_routing_key_and_batch_is_left_to_find_out(ledger: Ledger) -> None:
+    """Also where it cannot be claimed along, as of a key that nobody has spoken of."""
+    jobs = [new_job("A"), new_job("A"), new_job("A", type="audio"), new_job("A", type="audio")]
+
+    found = await stored(ledger, *jobs, claiming=unbound("unknown.A", "audio.A"))
+
+    assert [one.more for one in found] == [True, False, True, False]
+    assert Counter(keys_of(await ledger.claim())) == {"A": 2}
+
+
+async def test_of_what_is_too_large_to_be_claimed_along_one_is_left_too(ledger: Ledger) -> None:
+    await known(ledger, "A")
+
+    [large] = await stored(ledger, new_job(parallel(*["A"] * 501)), claiming=unbound("unknown.A"))
+
+    assert large.more
+    assert Counter(task.state for task in await ledger.tasks(large.job_id)) == {
+        TaskState.READY: 1,
+        TaskState.UNROUTABLE: 500,
+    }
+
+
+async def test_what_was_stored_as_unroutable_goes_when_a_queue_is_bound(ledger: Ledger) -> None:
+    await known(ledger, "A")
+    [one] = await stored(ledger, new_job(parallel("A", "A")), claiming=unbound("unknown.A"))
+
+    routed = await ledger.writer.route_again(["A"])
+
+    assert routed == 1
+    await ledger.record(answer(one.claims[0]))
+    await ledger.finish(one.job_id)
+    assert await ledger.status(one.job_id) is JobStatus.SUCCEEDED
+    assert await audit(ledger.store, one.job_id) == []
+
+
+async def test_nothing_is_taken_to_find_no_queue_while_nothing_can_be_sent(ledger: Ledger) -> None:
+    [one] = await stored(
+        ledger, new_job(parallel("A", "A")), claiming=replace(unbound("unknown.A"), window=0)
+    )
+
+    assert {task.state for task in await ledger.tasks(one.job_id)} == {TaskState.READY}
 
 
 async def test_what_waits_for_others_is_not_claimed_with_them(ledger: Ledger) -> None:
