@@ -112,9 +112,9 @@ async def _add_jobs(
     if not new_jobs:
         return []
     owner_ids = await _owner_ids(connection, {new.owner for new in new_jobs})
+    ahead = await Ahead.found(connection, new_jobs, asked)
     job_rows = [_job_row(new, owner_ids[new.owner]) for new in new_jobs]
     jobs = [row async for row in _added(connection, sql.add_jobs(), job_rows)]
-    ahead = await Ahead.found(connection, new_jobs, asked)
     rows = (
         {"job_id": job.id, **row, "owner_id": owner_ids[new.owner]}
         for job, new in zip(jobs, new_jobs, strict=True)
