@@ -4,6 +4,8 @@ The index has them by rank, owner and job. A job or an owner that could fill all
 is passed over as soon as that is known: a hundred thousand ready tasks cost what a thousand do.
 """
 
+import math
+import time
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -21,6 +23,8 @@ _REACH: Final = 2000
 #: Steps of one search; and of one that has found nothing yet.
 _STEPS: Final = 6
 _STEPS_IN_VAIN: Final = 100
+#: Seconds between two searches for which there are only reserved places.
+_NEWCOMERS_EVERY: Final = 1.0
 
 _Line = tuple[int, int, int]  # rank, owner, job
 
@@ -83,7 +87,19 @@ class Search:
 
     def __init__(self) -> None:
         self._unseen: dict[str, Place] = {}
+        self._newcomers_sought: dict[str, float] = {}
         self.past: defaultdict[str, Past] = defaultdict(Past)
+
+    def until_worth_it(self, key: str) -> float:
+        """Seconds until jobs of a key that have nothing in flight are to be looked for again.
+
+        0: now, and it is noted that they are.
+        """
+        now = time.monotonic()
+        wait = self._newcomers_sought.get(key, -math.inf) + _NEWCOMERS_EVERY - now
+        if wait <= 0:
+            self._newcomers_sought[key] = now
+        return max(wait, 0.0)
 
     async def find(
         self, connection: AsyncConnection, key: str, places: int, passing: Container[int] = ()

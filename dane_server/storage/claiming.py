@@ -76,6 +76,7 @@ async def claim_ready(connection: AsyncConnection, asked: Claiming) -> list[Clai
     held = await _held(connection, keys)  # not those just paused
     flights = await _flights(connection, sorted(held))
     rooms = {key: _room(held[key], flights[key], asked.window) for key in held}
+    rooms |= _not_looked_at(asked, rooms, flights)
     claims: list[Claim] = []
     passing: set[int] = set()
     for _ in range(_TRIES):
@@ -124,7 +125,7 @@ async def _chosen(
             in_flight = InFlight(flights[key].jobs, weights)
             ageing = asked.ageing.total_seconds()
             past = asked.search.past[key]
-            common = max(asked.common - flights[key].sent, 0)
+            common = _common(asked, flights[key])
             reserved = max(shares[key] - common, 0)
             taken = share_out(
                 groups, in_flight, shares[key], reserved=reserved, ageing=ageing, past=past
@@ -203,6 +204,26 @@ def _room(key: sa.Row[Any], flight: "_Flight | sa.Row[int, int, int]", window: i
     if key.rate is not None:
         room = min(room, _rate(key).places(key.now))
     return int(room)
+
+
+def _common(asked: Claiming, flight: "_Flight") -> int:
+    """How many more tasks of a key may be sent of jobs that have some in flight."""
+    return max(asked.common - flight.sent, 0)
+
+
+def _not_looked_at(
+    asked: Claiming, rooms: Mapping[str, int], flights: Mapping[str, "_Flight"]
+) -> dict[str, int]:
+    """Keys, without room, of which only the reserved places are left, and were looked for lately.
+
+    Tasks may run for hours on each of a hundred keys: to look on all of them whenever one ends is
+    not worth it.
+    """
+    full = [key for key, room in rooms.items() if room > 0 and not _common(asked, flights[key])]
+    waits = {key: wait for key in full if (wait := asked.search.until_worth_it(key))}
+    if waits:
+        asked.put_off(min(waits.values()))
+    return dict.fromkeys(waits, 0)
 
 
 def _rate(key: sa.Row[Any]) -> Rate:

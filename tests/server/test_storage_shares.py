@@ -106,6 +106,29 @@ async def test_a_fifth_of_a_window_is_left_to_jobs_that_have_nothing_in_flight(
     assert await ledger.claim(window=20) == []
 
 
+async def test_reserved_places_alone_are_looked_for_now_and_then(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else is asked of a key that a crowd has filled, however often a bell is rung."""
+    await crowd(ledger, 50)
+    await ledger.claim(window=20)
+    said: list[float] = []
+
+    async def claim() -> list[Claim]:
+        return await ledger.writer.claim_ready(window=20, limit=9, lease=LEASE, put_off=said.append)
+
+    await claim()
+    assert said == []
+    await ledger.submit("A")
+    with statements(ledger.store) as seen:
+        assert await claim() == []
+    assert not any("rank" in statement for statement in seen)
+    assert [0 < wait <= 1 for wait in said] == [True]
+
+    monkeypatch.setattr(candidates, "_NEWCOMERS_EVERY", 0.0)
+    assert len(await claim()) == 1
+
+
 async def test_what_comes_after_an_answer_leaves_that_fifth_too(ledger: Ledger) -> None:
     await ledger.submit(sequence("B", parallel(*["A"] * 20)))
 
