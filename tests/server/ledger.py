@@ -154,7 +154,7 @@ class Ledger:
 
     async def send(self, *, limit: int = 500) -> list[Claim]:
         """Claim what is ready, and find that the exchange has confirmed it."""
-        claims = await self.claim(limit=limit)
+        claims = await self.claim(window=2 * limit, limit=limit)
         await self.mark(queued=claims)
         return claims
 
