@@ -28,6 +28,10 @@ class Bindings:
         unbound = [claim for claim in claims if claim.routing_key in self.unbound]
         return {claim.routing_key: claim for claim in reversed(unbound)}
 
+    def forget(self, keys: Collection[str]) -> None:
+        """Queues were bound for these keys: that there was none is no longer known."""
+        self.unbound = frozenset(one for one in self.unbound if task_key_of(one) not in keys)
+
     def note(
         self, by_fate: Mapping[Fate, Sequence[Claim]], *, just_bound: Collection[str] = ()
     ) -> AbstractSet[str]:

@@ -14,6 +14,7 @@ from dane_core.routing import DEAD_QUEUE, UNKNOWN_TYPE, work_queue
 from dane_core.states import SETTLED, TaskState
 from dane_server.runner.evidence import Look, Suspicions
 from dane_server.storage.facts import JobFacts, KeyFacts, NodeFacts, StoreFacts, Stray
+from dane_server.storage.fairness import common
 
 
 class Check(StrEnum):
@@ -343,7 +344,7 @@ def _lost(key: KeyFacts, place: int) -> Finding:
 def _ready(key: KeyFacts, past: KeyFacts, window: int) -> Iterator[Finding]:
     waiting = sorted(set(key.ready_long) & set(past.ready_long))
     sent = key.counts.get(TaskState.QUEUED, 0) + key.counts.get(TaskState.DISPATCHING, 0)
-    if waiting and sent < window and not key.limited:
+    if waiting and sent < common(window) and not key.limited:
         yield Finding(
             check=Check.READY,
             subject=key.key,

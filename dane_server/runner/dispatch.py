@@ -193,6 +193,7 @@ class Dispatcher:
     def note_bound(self, keys: Collection[str]) -> None:
         """Queues were bound for these keys: what found none may go, or is finding none just now."""
         self._bound_meanwhile |= set(keys)
+        self._bindings.forget(keys)
         self.router.note_bound(keys)
 
     async def send_some(self, *, look: bool = True) -> bool:

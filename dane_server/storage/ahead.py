@@ -38,15 +38,16 @@ class _Probe(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ahead:
-    """What becomes of new tasks that wait for nothing.
+    """What becomes of new tasks that wait for nothing, of some `keys`: they are claimed.
 
-    Those of some `keys` are claimed. Of a routing key that had no queue lately only the first is
-    to be sent, to find out; the others are written down as unroutable at once.
+    Of a routing key that had no queue lately only the first is, to find out; the others are
+    written down as unroutable at once.
     """
 
     asked: Claiming = _NOTHING
     keys: frozenset[str] = frozenset()
     _probes: dict[str, _Probe] = field(default_factory=dict)  # by routing key
+    _unrouted: set[str] = field(default_factory=set)  # routing keys, where there are others
 
     @classmethod
     async def found(
@@ -58,65 +59,51 @@ class Ahead:
         takes long to be stored, and is not claimed either. Nor of one with others ready, or with
         limits: whose turn it is, and when, is found out with them.
         """
-        if asked is None or asked.window <= 0:
+        if asked is None or asked.window <= 0 or sum(new.rows for new in new_jobs) > asked.limit:
             return cls()
-        if sum(new.rows for new in new_jobs) > asked.limit:
-            return cls(asked=asked)
-        wanted = _first_keys(new_jobs)
-        keys = {"keys": sorted(wanted)}
+        wanted = _Wanted(new_jobs)
+        keys = {"keys": sorted(wanted.number)}
         rows = (await connection.execute(sql.hold_free_keys(), keys)).all()
         if len(rows) > 1:  # others may have changed what was counted before all of them were held
             keys = {"keys": [row.task_key for row in rows]}
             rows = (await connection.execute(sql.standing_of_keys(), keys)).all()
-        free = (row.task_key for row in rows if wanted[row.task_key] <= asked.window - row.sent)
+        free = (row.task_key for row in rows if wanted.fits(row.task_key, row.sent, asked))
         return cls(asked=asked, keys=frozenset(free))
 
     @property
-    def _decides(self) -> bool:
-        return bool(self.keys or self.asked.unbound)
-
-    @property
     def unrouted(self) -> frozenset[str]:
-        """The routing keys that were taken to have no queue."""
-        return frozenset(self._probes)
+        """The routing keys for which tasks were written down as unroutable."""
+        return frozenset(self._unrouted)
 
     def rows(self, new: NewJob, now: datetime) -> Iterator[Row]:
         """The rows of a job's nodes; to be asked for one job after the other."""
         for row in rows_of(new.graph, new.spec.priority):
-            yield row | {"due_at": now} | (self._decided(new, row, now) if self._decides else {})
+            yield row | {"due_at": now} | (self._decided(new, row, now) if self.keys else {})
 
     def claims(
         self, new: NewJob, job_id: JobId, node_ids: Sequence[int]
     ) -> tuple[Sequence[Claim], bool]:
         """What was claimed of a job, and whether more of it is ready; after its `rows`."""
-        if not self._decides or not isinstance(new.graph, Graph):
+        if not self.keys or not isinstance(new.graph, Graph):
             return (), True
-        keys = {seq: new.graph.tasks[seq].key for seq in _first(new.graph)}
-        ready = [seq for seq, key in keys.items() if not self._is_unrouted(new, seq, key)]
+        first = {seq: new.graph.tasks[seq].key for seq in _first(new.graph)}
+        own = [seq for seq, key in first.items() if key in self.keys]
         head = _head(new, job_id)
         claims = [
             _claim(new, new.graph, seq, TaskId(node_ids[seq]), head)
-            for seq in ready
-            if keys[seq] in self.keys
+            for seq in own
+            if not self._is_unrouted(new, seq, first[seq])
         ]
-        return claims, len(claims) < len(ready)
+        return claims, len(own) < len(first)
 
     def _decided(self, new: NewJob, row: Row, now: datetime) -> Row:
-        if row["pending"]:
+        key = row["task_key"]
+        if row["pending"] or key not in self.keys:
             return _UNDECIDED
-        if self._is_unrouted(new, row["seq"], row["task_key"]):
-            state, dispatch, again = TaskState.UNROUTABLE, 0, self.asked.again
-        elif row["task_key"] in self.keys:
-            state, dispatch, again = TaskState.DISPATCHING, 1, self.asked.lease
-        else:
-            return _UNDECIDED
+        if self._is_unrouted(new, row["seq"], key):
+            return _standing(TaskState.UNROUTABLE, 0, now, self.asked.again)
         # A worker may well be quicker than the confirmation, hence the time of sending.
-        return {
-            "state": state.value,
-            "dispatch": dispatch,
-            "queued_at": now,
-            "due_at": now + again,
-        }
+        return _standing(TaskState.DISPATCHING, 1, now, self.asked.lease)
 
     def _is_unrouted(self, new: NewJob, seq: int, key: str) -> bool:
         """Whether another task finds out for this one that there is no queue."""
@@ -124,13 +111,38 @@ class Ahead:
         if address not in self.asked.unbound:
             return False
         probe = self._probes.setdefault(address, _Probe(new, seq))
-        return probe.new is not new or probe.seq != seq
+        if probe.new is new and probe.seq == seq:
+            return False
+        self._unrouted.add(address)
+        return True
 
 
-def _first_keys(new_jobs: Sequence[NewJob]) -> Counter[str]:
-    """How many tasks of each key wait for nothing."""
-    graphs = (new.graph for new in new_jobs if isinstance(new.graph, Graph))
-    return Counter(graph.tasks[seq].key for graph in graphs for seq in _first(graph))
+def _standing(state: TaskState, dispatch: int, now: datetime, again: timedelta) -> Row:
+    """How a new task stands, which is looked at again after some time."""
+    return {
+        "state": state.value,
+        "dispatch": dispatch,
+        "queued_at": now,
+        "due_at": now + again,
+    }
+
+
+class _Wanted:
+    """How many new tasks of each key wait for nothing, and of which keys a job has several."""
+
+    def __init__(self, new_jobs: Sequence[NewJob]) -> None:
+        self.number = Counter[str]()
+        self._crowded: set[str] = set()
+        for new in new_jobs:
+            if isinstance(new.graph, Graph):
+                own = Counter(new.graph.tasks[seq].key for seq in _first(new.graph))
+                self.number += own
+                self._crowded |= {key for key, number in own.items() if number > 1}
+
+    def fits(self, key: str, sent: int, asked: Claiming) -> bool:
+        """Whether all of a key may be sent; the reserved places are for one of each job."""
+        most = asked.common if key in self._crowded else asked.window
+        return self.number[key] <= most - sent
 
 
 def _first(graph: Graph) -> list[int]:

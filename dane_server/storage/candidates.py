@@ -23,8 +23,8 @@ _REACH: Final = 2000
 #: Steps of one search; and of one that has found nothing yet.
 _STEPS: Final = 6
 _STEPS_IN_VAIN: Final = 100
-#: Seconds between two searches for which there are only reserved places.
-_NEWCOMERS_EVERY: Final = 1.0
+#: Seconds before reserved places alone are offered again, where nobody had a use for them.
+_VAIN_PAUSE: Final = 1.0
 
 _Line = tuple[int, int, int]  # rank, owner, job
 
@@ -87,19 +87,20 @@ class Search:
 
     def __init__(self) -> None:
         self._unseen: dict[str, Place] = {}
-        self._newcomers_sought: dict[str, float] = {}
+        self._in_vain = -math.inf
         self.past: defaultdict[str, Past] = defaultdict(Past)
 
-    def until_worth_it(self, key: str) -> float:
-        """Seconds until jobs of a key that have nothing in flight are to be looked for again.
+    def until_worth_it(self) -> float:
+        """Seconds until jobs with nothing in flight are to be sought for reserved places alone.
 
-        0: now, and it is noted that they are.
+        Tasks may run for hours on each of a hundred keys: to look on all of them whenever one
+        ends is not worth it, where none was found a moment ago.
         """
-        now = time.monotonic()
-        wait = self._newcomers_sought.get(key, -math.inf) + _NEWCOMERS_EVERY - now
-        if wait <= 0:
-            self._newcomers_sought[key] = now
-        return max(wait, 0.0)
+        return max(self._in_vain + _VAIN_PAUSE - time.monotonic(), 0.0)
+
+    def note_vain(self) -> None:
+        """No such job was found."""
+        self._in_vain = time.monotonic()
 
     async def find(
         self, connection: AsyncConnection, key: str, places: int, passing: Container[int] = ()

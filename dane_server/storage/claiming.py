@@ -24,7 +24,7 @@ from dane_core.routing import MAX_PRIORITY
 from dane_core.states import SENT
 from dane_server.storage.candidates import Search
 from dane_server.storage.chunk import ROWS
-from dane_server.storage.fairness import InFlight, risen, share_out
+from dane_server.storage.fairness import InFlight, common, risen, share_out
 from dane_server.storage.inline import NOTHING
 from dane_server.storage.rate import Rate
 from dane_server.storage.statements import dispatch as sql
@@ -32,8 +32,6 @@ from dane_server.storage.view import Claim
 
 #: How often a claim looks further when all it had chosen was held by others.
 _TRIES: Final = 3
-#: One place in so many of a window is kept for jobs that have nothing in flight.
-_RESERVED: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +54,8 @@ class Claiming:
 
     @property
     def common(self) -> int:
-        """Of the window, what is there for all; the rest is for jobs that have nothing in flight.
-
-        Filled by one job, a window would leave no place for the first task of another.
-        """
-        return self.window - self.window // _RESERVED
+        """Of the window, what is there for jobs that have some in flight already."""
+        return common(self.window)
 
 
 async def claim_ready(connection: AsyncConnection, asked: Claiming) -> list[Claim]:
@@ -76,7 +71,11 @@ async def claim_ready(connection: AsyncConnection, asked: Claiming) -> list[Clai
     held = await _held(connection, keys)  # not those just paused
     flights = await _flights(connection, sorted(held))
     rooms = {key: _room(held[key], flights[key], asked.window) for key in held}
-    rooms |= _not_looked_at(asked, rooms, flights)
+    full = _full(asked, rooms, flights)
+    if full and (wait := asked.search.until_worth_it()):
+        asked.put_off(wait)
+        rooms |= dict.fromkeys(full, 0)
+        full = frozenset()
     claims: list[Claim] = []
     passing: set[int] = set()
     for _ in range(_TRIES):
@@ -85,6 +84,8 @@ async def claim_ready(connection: AsyncConnection, asked: Claiming) -> list[Clai
         if claims or not chosen.ids:
             break
         passing |= set(chosen.ids)  # all held by others: there may be something behind them
+    if full and full.isdisjoint(claim.key for claim in claims):
+        asked.search.note_vain()
     await _take(connection, claims, asked.lease)
     await _spend(connection, held, claims, asked.put_off)
     is_all = len(claims) == len(chosen.ids) and chosen.whole.issuperset(ready)
@@ -125,8 +126,8 @@ async def _chosen(
             in_flight = InFlight(flights[key].jobs, weights)
             ageing = asked.ageing.total_seconds()
             past = asked.search.past[key]
-            common = _common(asked, flights[key])
-            reserved = max(shares[key] - common, 0)
+            open_to_all = _common(asked, flights[key])
+            reserved = max(shares[key] - open_to_all, 0)
             taken = share_out(
                 groups, in_flight, shares[key], reserved=reserved, ageing=ageing, past=past
             )
@@ -134,7 +135,9 @@ async def _chosen(
             if levels := risen(groups, in_flight, ageing):
                 firsts = found.firsts()
                 early |= {firsts[number]: rank for number, rank in levels.items()}
-            if found.are_all or len(chosen[key]) >= min(common, standing[0][key]):
+            number = len(chosen[key])
+            is_left_to_new = open_to_all <= number < shares[key]
+            if found.are_all or is_left_to_new or number == standing[0][key]:
                 whole.add(key)
             if len(chosen[key]) < shares[key]:
                 rooms[key] = len(chosen[key])
@@ -211,19 +214,13 @@ def _common(asked: Claiming, flight: "_Flight") -> int:
     return max(asked.common - flight.sent, 0)
 
 
-def _not_looked_at(
+def _full(
     asked: Claiming, rooms: Mapping[str, int], flights: Mapping[str, "_Flight"]
-) -> dict[str, int]:
-    """Keys, without room, of which only the reserved places are left, and were looked for lately.
-
-    Tasks may run for hours on each of a hundred keys: to look on all of them whenever one ends is
-    not worth it.
-    """
-    full = [key for key, room in rooms.items() if room > 0 and not _common(asked, flights[key])]
-    waits = {key: wait for key in full if (wait := asked.search.until_worth_it(key))}
-    if waits:
-        asked.put_off(min(waits.values()))
-    return dict.fromkeys(waits, 0)
+) -> frozenset[str]:
+    """The keys of which only reserved places are left."""
+    return frozenset(
+        key for key, room in rooms.items() if room > 0 and not _common(asked, flights[key])
+    )
 
 
 def _rate(key: sa.Row[Any]) -> Rate:

@@ -14,6 +14,8 @@ from typing import Final, NamedTuple
 _REMEMBERED: Final = 10_000
 #: The queue of owners; that of an owner's jobs is its id.
 _OWNERS: Final = None
+#: One place in so many of a window is kept for jobs that have nothing in flight.
+_RESERVED: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,14 @@ class InFlight(NamedTuple):
 
     jobs: Mapping[tuple[int, int], int]
     weights: Mapping[int, int]
+
+
+def common(window: int) -> int:
+    """Of a window, the places there are for all; the rest is for jobs with nothing in flight.
+
+    Filled by one job, it would leave no place for the first task of another.
+    """
+    return window - window // _RESERVED
 
 
 class Past:

@@ -55,6 +55,16 @@ def test_where_something_arrived_or_was_refused_there_is_a_queue(fate: str) -> N
     assert known.note(fates(**{fate: claim(3)})) == set()
 
 
+def test_of_keys_that_were_just_bound_it_is_not_known_any_more_that_there_was_no_queue() -> None:
+    known = Bindings()
+    known.note(fates(UNROUTABLE=claim(1)))
+    known.note(fates(UNROUTABLE=claim(2, key="B")))
+
+    known.forget(["A"])
+
+    assert known.unbound == {"video.B"}
+
+
 def test_what_clients_write_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bindings, "_MOST", 3)
     known = Bindings()

@@ -114,9 +114,10 @@ def test_a_queue_that_was_there_at_one_of_the_looks_is_not_missing() -> None:
         (key(ready_long=(1, 2)), [Check.READY]),
         (key(ready_long=(1, 2), paused=True), []),
         (key(ready_long=(1, 2), limited=True), []),
-        (key(ready_long=(1, 2), counts={TaskState.QUEUED: 10}), []),
+        (key(ready_long=(1, 2), counts={TaskState.QUEUED: 7}), [Check.READY]),
+        (key(ready_long=(1, 2), counts={TaskState.QUEUED: 8}), []),
     ],
-    ids=["nobody sends", "paused", "limited", "no room"],
+    ids=["nobody sends", "paused", "limited", "room", "only reserved places"],
 )
 def test_ready_tasks_are_a_divergence_when_nothing_holds_them_back(
     facts: KeyFacts, found: list[Check]

@@ -284,6 +284,7 @@ async def test_what_can_be_sent_at_once_is_handed_over(ledger: Ledger, *, many: 
 
 async def test_whoever_sends_is_told_of_what_was_taken_to_find_no_queue(ledger: Ledger) -> None:
     """One of them may have been bound since; and one task is left to find that out."""
+    await ledger.acts.resume_key("A")
     desk, bell = Desk(), Counted()
     desk.unbound = frozenset({"unknown.A", "unknown.C"})
     entrance = submissions(ledger, bell=bell)
@@ -292,6 +293,7 @@ async def test_whoever_sends_is_told_of_what_was_taken_to_find_no_queue(ledger: 
     await entrance.submit(spec(parallel("A", "A", "B")))
     await _idle(entrance)
 
+    assert len(desk.handed_over) == 1
     assert desk.unrouted == {"unknown.A"}
     assert bell.rings == 1
 

@@ -1,7 +1,6 @@
 """What is claimed of a job as it is stored, and what is left to whoever finds whose turn it is."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -20,7 +19,7 @@ from dane_server.storage.view import Claim, NewJob, Once, Submitted
 from dane_server.storage.writer import Writer
 from tests.server.audit import audit
 from tests.server.crash import Holding
-from tests.server.ledger import LEASE, Ledger, answer, keys_of, new_job, parallel, sequence, task
+from tests.server.ledger import LEASE, Ledger, answer, new_job, parallel, sequence, task
 
 AGAIN = timedelta(seconds=30)
 ONCE = Once(key="k1", digest="a" * 64)
@@ -96,25 +95,48 @@ async def test_what_is_like_a_task_that_is_to_find_no_queue_is_stored_as_unrouta
 
 
 async def test_one_for_each_routing_key_and_batch_is_left_to_find_out(ledger: Ledger) -> None:
-    """Also where it cannot be claimed along, as of a key that nobody has spoken of."""
+    await known(ledger, "A")
     jobs = [new_job("A"), new_job("A"), new_job("A", type="audio"), new_job("A", type="audio")]
 
     found = await stored(ledger, *jobs, claiming=unbound("unknown.A", "audio.A"))
+    [alone] = await stored(ledger, new_job("A"), claiming=unbound("unknown.A"))
 
-    assert [one.more for one in found] == [True, False, True, False]
-    assert Counter(keys_of(await ledger.claim())) == {"A": 2}
+    assert [len(one.claims) for one in found] == [1, 0, 1, 0]
+    assert {one.unrouted for one in found} == {frozenset({"unknown.A", "audio.A"})}
+    assert len(alone.claims) == 1
+    assert alone.unrouted == frozenset()
 
 
-async def test_of_what_is_too_large_to_be_claimed_along_one_is_left_too(ledger: Ledger) -> None:
+async def test_only_who_sends_the_one_that_finds_out_takes_others_to_find_no_queue(
+    ledger: Ledger,
+) -> None:
+    """Sent by another server, or held back by a limit, it would tell this one nothing."""
+    await known(ledger, "B")
+    await ledger.acts.pause_key("B")
+
+    [one] = await stored(
+        ledger, new_job(parallel("A", "A", "B", "B")), claiming=unbound("unknown.A", "unknown.B")
+    )
     await known(ledger, "A")
-
     [large] = await stored(ledger, new_job(parallel(*["A"] * 501)), claiming=unbound("unknown.A"))
 
-    assert large.more
-    assert Counter(task.state for task in await ledger.tasks(large.job_id)) == {
-        TaskState.READY: 1,
-        TaskState.UNROUTABLE: 500,
-    }
+    for job in (one, large):
+        assert {found.state for found in await ledger.tasks(job.job_id)} == {TaskState.READY}
+        assert job.more
+
+
+async def test_the_last_fifth_of_a_window_is_for_one_task_of_each_job(ledger: Ledger) -> None:
+    """As in any other claim, so that others find a place there."""
+    await known(ledger, "A", "B")
+    jobs = [parallel(*["A"] * 9), parallel(*["B"] * 8), "B", parallel("B", "B")]
+
+    found = [
+        len(one.claims)
+        for job in jobs
+        for one in await stored(ledger, new_job(job), claiming=asked(window=10))
+    ]
+
+    assert found == [0, 8, 1, 0]
 
 
 async def test_what_was_stored_as_unroutable_goes_when_a_queue_is_bound(ledger: Ledger) -> None:

@@ -106,11 +106,11 @@ async def test_a_fifth_of_a_window_is_left_to_jobs_that_have_nothing_in_flight(
     assert await ledger.claim(window=20) == []
 
 
-async def test_reserved_places_alone_are_looked_for_now_and_then(
+async def test_reserved_places_that_nobody_could_use_are_offered_again_a_while_later(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing else is asked of a key that a crowd has filled, however often a bell is rung."""
-    await crowd(ledger, 50)
+    """Nothing is sought of keys that crowds have filled, however often a bell is rung."""
+    await ledger.submit(parallel(*["A"] * 30, *["B"] * 30))
     await ledger.claim(window=20)
     said: list[float] = []
 
@@ -120,13 +120,33 @@ async def test_reserved_places_alone_are_looked_for_now_and_then(
     await claim()
     assert said == []
     await ledger.submit("A")
+    await ledger.submit("B")
     with statements(ledger.store) as seen:
         assert await claim() == []
     assert not any("rank" in statement for statement in seen)
     assert [0 < wait <= 1 for wait in said] == [True]
 
-    monkeypatch.setattr(candidates, "_NEWCOMERS_EVERY", 0.0)
-    assert len(await claim()) == 1
+    monkeypatch.setattr(candidates, "_VAIN_PAUSE", 0.0)
+    assert sorted(one.key for one in await claim()) == ["A", "B"]
+    assert len(said) == 1
+
+
+async def test_of_many_newcomers_those_whom_a_claim_left_out_are_in_the_next(
+    ledger: Ledger,
+) -> None:
+    await crowd(ledger, 90)
+    await ledger.claim(window=100)
+    for _ in range(15):
+        await ledger.submit("A")
+    told: list[list[float]] = [[], [], []]
+
+    found = [
+        await ledger.writer.claim_ready(window=100, limit=9, lease=LEASE, put_off=said.append)
+        for said in told
+    ]
+
+    assert [len(claims) for claims in found] == [9, 6, 0]
+    assert told == [[0.0], [], []]
 
 
 async def test_what_comes_after_an_answer_leaves_that_fifth_too(ledger: Ledger) -> None:
