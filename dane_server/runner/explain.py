@@ -157,7 +157,8 @@ def _queued(situation: Situation) -> Explanation:
         sentence += _looked_at(situation.task.due_at)
         return Explanation("no_live_worker", sentence, {"task_key": key.key})
     busy = f"{_many(len(key.workers), 'worker')}, {_many(key.running, 'task')} running"
-    sentence = f"It is in queue {work_queue(key.key)} with {ahead} before it ({busy})."
+    more = " or more" if ahead >= MOST_ABOVE else ""
+    sentence = f"It is in queue {work_queue(key.key)} with {ahead}{more} before it ({busy})."
     sentence += _looked_at(situation.task.due_at)
     data = {"ahead": ahead, "workers": len(key.workers), "running": key.running}
     return Explanation("queued", sentence, data)

@@ -4,7 +4,7 @@ Those without arguments are made once: they take what they are about, `ids` or t
 they are executed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC
 from functools import cache
 from typing import Any, Final
@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 import sqlalchemy as sa
 
-from dane_core.states import FACES, JobStatus, TaskState
+from dane_core.states import ACTIVE, FACES, SENT, JobStatus, TaskState
 from dane_server.storage.functions import json_text, later, now
 from dane_server.storage.statements.keys import keys_in
 from dane_server.storage.tables import (
@@ -48,14 +48,6 @@ _SHOWN: Final = (
     *(column for column in jobs.c if column.name != "tree"),
     now().label("now"),
     _OWNER_NAME.label("owner"),
-)
-_OPEN: Final = (
-    TaskState.READY,
-    TaskState.BACKOFF,
-    TaskState.UNROUTABLE,
-    TaskState.DISPATCHING,
-    TaskState.QUEUED,
-    TaskState.RUNNING,
 )
 _WAITING: Final = (TaskState.READY, TaskState.UNROUTABLE, TaskState.DISPATCHING, TaskState.QUEUED)
 
@@ -273,20 +265,30 @@ def answers_of_job() -> sa.Select[Any]:
     return sa.select(answers.c.task_id, answers.c.body).where(answers.c.job_id == _JOB)
 
 
-def ahead_of(task_id: int, key: str) -> sa.Select[Any]:
-    """How many tasks of a key are sent before this one."""
+def ahead_of(task_id: int, key: str, most: int) -> sa.Select[Any]:
+    """How many tasks of a key are sent before this one; of those alike no more than so many.
+
+    Alike is what is sent, what is more urgent, and what is as urgent as this one.
+    """
     mine = sa.select(tasks.c.rank).where(tasks.c.id == task_id).scalar_subquery()
-    before = sa.or_(
-        tasks.c.state != TaskState.READY,
-        tasks.c.rank < mine,
-        sa.and_(tasks.c.rank == mine, tasks.c.id < task_id),
-    )
-    return sa.select(sa.func.count()).where(
-        tasks.c.state.in_([TaskState.READY, TaskState.DISPATCHING, TaskState.QUEUED]),
-        tasks.c.task_key == key,
-        tasks.c.id != task_id,
-        before,
-    )
+
+    def some(state: TaskState, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        found = (
+            sa.select(tasks.c.id)
+            .with_hint(tasks, "FORCE INDEX (task_ready)", "mysql")
+            .where(tasks.c.state == state, tasks.c.task_key == key, *conditions)
+            .limit(most)
+        )
+        return sa.select(found.subquery().c.id)
+
+    alike = sa.union_all(
+        *(some(state) for state in sorted(SENT)),
+        some(TaskState.READY, tasks.c.rank < mine),
+        sa.select((same := some(TaskState.READY, tasks.c.rank == mine).subquery()).c.id).where(
+            same.c.id < task_id
+        ),
+    ).subquery()
+    return sa.select(sa.func.count()).where(alike.c.id != task_id)
 
 
 # --- the graph, backwards -------------------------------------------------------------------
@@ -409,17 +411,17 @@ def answers_for(
 
 def known_keys() -> sa.CompoundSelect[Any]:
     """Keys that were announced or paused, and those with something to do."""
-    return sa.union(sa.select(task_keys.c.task_key), keys_in(_OPEN))
+    return sa.union(sa.select(task_keys.c.task_key), keys_in(sorted(ACTIVE)))
 
 
 def task_keys_in(keys: Sequence[str]) -> sa.Select[Any]:
     return sa.select(task_keys).where(task_keys.c.task_key.in_(keys))
 
 
-def open_by_key(keys: Sequence[str]) -> sa.Select[Any]:
+def number_by_key(keys: Sequence[str], states: Collection[TaskState]) -> sa.Select[Any]:
     return (
         sa.select(tasks.c.task_key, tasks.c.state, sa.func.count())
-        .where(tasks.c.state.in_([s.value for s in _OPEN]), tasks.c.task_key.in_(keys))
+        .where(tasks.c.state.in_([s.value for s in states]), tasks.c.task_key.in_(keys))
         .group_by(tasks.c.task_key, tasks.c.state)
     )
 

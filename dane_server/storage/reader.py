@@ -1,7 +1,7 @@
 """Answers questions about the store. Reads see what is committed, and never wait for writers."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from dane_core.errors import BadSpec, Fault, NotFound
 from dane_core.job import Attempt, Cancel, Counts, Job, JobId, Retry, Task, TaskId
 from dane_core.message import Offer
 from dane_core.routing import MAX_PRIORITY
-from dane_core.states import FACES, JobStatus, TaskState
+from dane_core.states import ACTIVE, FACES, SENT, JobStatus, TaskState
 from dane_server.storage import questions as ask
 from dane_server.storage.chunk import chunks
 from dane_server.storage.engine import Store
@@ -21,6 +21,7 @@ from dane_server.storage.inline import INLINE_ANSWERS, Inline, inline
 from dane_server.storage.quotas import limits_of, standing_of
 from dane_server.storage.statements.act import CUT
 from dane_server.storage.view import (
+    MOST_ABOVE,
     Claim,
     JobHead,
     JobQuery,
@@ -214,14 +215,14 @@ class Reader:
 
         async def unit(connection: AsyncConnection) -> Situation:
             task = await _one_task(connection, task_id)
-            [state] = await _key_states(connection, [task.key])
+            [state] = await _key_states(connection, [task.key], [*SENT, TaskState.RUNNING])
             open_before = await _open_predecessors(connection, task_id, 10)
             return Situation(
                 task=task,
                 job=await self._job_of_task(connection, task),
                 key=state,
                 open_predecessors=open_before,
-                ahead=(await connection.scalars(ask.ahead_of(task_id, task.key))).one(),
+                ahead=(await connection.scalars(ask.ahead_of(task_id, task.key, MOST_ABOVE))).one(),
                 now=_utc((await connection.scalars(ask.the_time())).one()),
                 leased=bool((await connection.scalars(ask.is_leased(task_id))).one_or_none()),
                 standing=await standing_of(connection, task),
@@ -576,10 +577,13 @@ def _head(row: sa.Row[Any]) -> JobHead:
 # --- keys and workers -----------------------------------------------------------------------
 
 
-async def _key_states(connection: AsyncConnection, keys: Sequence[str]) -> list[KeyState]:
+async def _key_states(
+    connection: AsyncConnection, keys: Sequence[str], states: Collection[TaskState] = ACTIVE
+) -> list[KeyState]:
+    """How keys stand; of tasks in other states than these none are counted."""
     known = {row.task_key: row for row in await connection.execute(ask.task_keys_in(keys))}
     counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for key, state, number in await connection.execute(ask.open_by_key(keys)):
+    for key, state, number in await connection.execute(ask.number_by_key(keys, states)):
         counts[key][state] = number
     oldest = {key: (await connection.scalars(ask.oldest_of_key(key))).one_or_none() for key in keys}
     time = (await connection.scalars(ask.the_time())).one()

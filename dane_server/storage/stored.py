@@ -24,7 +24,8 @@ class JustStored:
     def view(self) -> JobView:
         """What the reader would show, as long as nobody has done anything with it.
 
-        That some of it may have been claimed along is not shown: that is already on its way.
+        That some of it may have been claimed along, or found to have no queue, is not shown: that
+        is what becomes of it next.
         """
         tasks = [self._task(seq) for seq in range(self.graph.total)]
         job = self._job(state=tasks[0].number)

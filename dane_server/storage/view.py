@@ -184,7 +184,7 @@ class Situation:
     job: Job
     key: KeyState
     open_predecessors: Sequence[Task]  # the first ten
-    ahead: int  # tasks of this key that go before it
+    ahead: int  # tasks of this key that go before it, of those alike up to `MOST_ABOVE`
     now: datetime
     leased: bool = False  # it runs on a lease, which ends when the task is due
     standing: Standing = field(default_factory=Standing)  # of a task that is ready

@@ -22,7 +22,7 @@ ROOT: Final = Path(__file__).parents[2]
 DOCUMENT: Final = ROOT / "docs" / "reliability.md"
 
 #: Tests of no row that take as long as one.
-_TOO_LONG: Final = ["tests/server/test_storage_plans.py"]
+_TOO_LONG: Final = ["tests/server/test_storage_plans.py", "tests/server/api/test_api_large.py"]
 
 Shown = Mapping[str, Any]
 
