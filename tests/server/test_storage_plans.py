@@ -326,7 +326,13 @@ async def test_no_statement_reads_more_than_it_has_to_do_with(full: Full) -> Non
         reads = Reads(store, few=FEW)
         await Day(store, full, reads).pass_by()
 
-    assert {read.during for read in reads.all} >= {*COUNTING, "claim", "record", "list jobs", "explain"}
+    assert {read.during for read in reads.all} >= {
+        *COUNTING,
+        "claim",
+        "record",
+        "list jobs",
+        "explain",
+    }
     allowed = dict.fromkeys(COUNTING, MOST + full.ready)
     assert [
         str(read) for read in reads.all if read.scans or read.rows > allowed.get(read.during, MOST)

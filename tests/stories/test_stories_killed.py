@@ -130,6 +130,36 @@ async def test_a_server_that_is_killed_goes_on_where_it_was(
 
 
 @pytest.mark.services
+async def test_the_last_place_of_a_limit_is_not_lost_with_who_had_it(
+    real: Real, marks: Marks, tmp_path: Path
+) -> None:
+    """Server and worker are killed: a place is what its task is, and no number to be given back."""
+    async with server(tmp_path, "serve", **real.sections) as (program, client):
+        await client.limit_key("GATE", concurrency=1)
+        ids = [
+            (await client.submit(spec(f"job {number}", gate(marks, "GATE"))))["job_id"]
+            for number in range(3)
+        ]
+        async with worker(real, tmp_path) as first:
+            [begun] = await marks.seen("started")
+            first.kill()
+            program.kill()
+            await first.ended()
+            await program.ended()
+    async with server(tmp_path, "serve", **real.sections) as (_, client), worker(real, tmp_path):
+        again = await marks.seen("started", 2)
+        held = (await client.key_limits("GATE"))["holders"]
+        marks.say()
+        jobs = [await ended(client, job_id) for job_id in ids]
+        left = (await client.key_limits("GATE"))["holders"]
+
+    assert {mark.task_id for mark in again} == {begun.task_id}  # nobody else had its place
+    assert [holder["task_id"] for holder in held] == [begun.task_id]
+    assert [job["status"] for job in jobs] == ["succeeded"] * 3
+    assert left == []
+
+
+@pytest.mark.services
 async def test_jobs_are_taken_while_no_runner_lives_and_done_by_the_next(
     real: Real, marks: Marks, tmp_path: Path
 ) -> None:
