@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -45,6 +46,7 @@ def main() -> int:
     numbers = chosen.numbers or [number for number, one in ALL.items() if one.by_default]
     console = Console(stderr=True)
     results = []
+    began = time.monotonic()
     try:
         with grounds(size) as ground:
             for number in numbers:
@@ -56,6 +58,7 @@ def main() -> int:
         console.print(str(missing))
         return 3
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(table(results))
+    console.print(f"measured in {(time.monotonic() - began) / 60:.1f} minutes", highlight=False)
     return 0
 
 

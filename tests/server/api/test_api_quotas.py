@@ -40,6 +40,19 @@ async def test_a_full_server_says_when_to_come_again_and_how_full_it_is(serve: S
     assert len((await http.get("/DANE/jobs")).json()["jobs"]) == 1
 
 
+async def test_an_owner_who_has_too_much_open_is_refused_and_others_are_not(serve: Serve) -> None:
+    chosen = {"LIMITS": {"OPEN_TASKS_PER_OWNER": 2}, "API": {"OWNER_HEADER": "X-Owner"}}
+    http = (await serve(**chosen)).http
+    await posted(http, parallel("A", "A"), **{"X-Owner": "many"})
+
+    refused = await http.post("/DANE/job", json=spec(), headers={"X-Owner": "many"})
+    other = await http.post("/DANE/job", json=spec(), headers={"X-Owner": "other"})
+
+    assert (refused.status_code, other.status_code) == (429, 201)
+    assert int(refused.headers["retry-after"]) > 0
+    assert "many" in refused.json()["detail"]
+
+
 async def test_of_a_batch_the_rest_is_refused_line_by_line(serve: Serve) -> None:
     http = (await serve(LIMITS={"OPEN_TASKS": 2})).http
 
