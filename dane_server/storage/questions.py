@@ -294,34 +294,79 @@ def ahead_of(task_id: int, key: str, most: int) -> sa.Select[Any]:
 # --- the graph, backwards -------------------------------------------------------------------
 
 
-def joins_before(nodes: Sequence[int]) -> sa.Select[Any]:
+def size_around(node: int) -> sa.Select[Any]:
+    """The job of a node, and how many tasks it has."""
     return (
-        sa.select(edges.c.src)
-        .join_from(edges, tasks, tasks.c.id == edges.c.src)
-        .where(edges.c.dst.in_(nodes), tasks.c.task_key.is_(None))
-        .distinct()
+        sa.select(jobs.c.id, jobs.c.total)
+        .join_from(tasks, jobs, jobs.c.id == tasks.c.job_id)
+        .where(tasks.c.id == node)
     )
 
 
-def _is_to_come() -> sa.ColumnElement[bool]:
-    """The beginning of an edge lets its many successors go, and has not come to this one."""
-    return sa.exists().where(
-        releasing.c.src == edges.c.src,
+def first_join(job_id: int, total: int) -> sa.Select[Any]:
+    """The first join of a job; tasks come before joins, and ids rise in the order of a graph."""
+    return sa.select(tasks.c.id).where(
+        tasks.c.job_id == job_id, tasks.c.state.in_(values_of(TaskState)), tasks.c.seq == total
+    )
+
+
+def joins_before(nodes: Sequence[int], first_join: int) -> sa.Select[Any]:
+    """Which joins come right before these nodes; not asked of the tasks that do."""
+    before = sa.select(edges.c.src).where(edges.c.dst.in_(nodes), edges.c.src >= first_join)
+    return before.distinct()
+
+
+def edges_into(nodes: Sequence[int], most: int) -> sa.Select[Any]:
+    """How many edges lead into these nodes, counted up to so many."""
+    some = sa.select(edges.c.src).where(edges.c.dst.in_(nodes)).limit(most).subquery()
+    return sa.select(sa.func.count()).select_from(some)
+
+
+def _holds_up(edge: sa.FromClause) -> sa.ColumnElement[bool]:
+    """Of an edge and the task it begins at: what is behind has yet to be let go."""
+    # The beginning of an edge lets its many successors go, and has not come to this one.
+    is_to_come = sa.exists().where(
+        releasing.c.src == edge.c.src,
         sa.not_(releasing.c.again),
-        edges.c.dst > releasing.c.after_dst,
+        edge.c.dst > releasing.c.after_dst,
     )
+    return sa.or_(sa.not_(tasks.c.released), edge.c.reopened, is_to_come)
 
 
-def not_done_before(nodes: Sequence[int], limit: int) -> sa.Select[Any]:
-    """Tasks with an edge into one of these nodes that have yet to let it go."""
+def not_done_near(nodes: Sequence[int], look: int, limit: int) -> sa.Select[Any]:
+    """Tasks that hold up one of these nodes, of those at the first so many edges into them."""
+    near = (
+        sa.select(edges)
+        .where(edges.c.dst.in_(nodes))
+        .order_by(edges.c.dst, edges.c.src)
+        .limit(look)
+        .subquery()
+    )
     return (
         sa.select(tasks)
-        .join_from(edges, tasks, tasks.c.id == edges.c.src)
-        .where(
-            edges.c.dst.in_(nodes),
-            tasks.c.task_key.is_not(None),
-            sa.or_(sa.not_(tasks.c.released), edges.c.reopened, _is_to_come()),
-        )
+        .join_from(near, tasks, tasks.c.id == near.c.src)
+        .where(tasks.c.task_key.is_not(None), _holds_up(near))
+        .order_by(tasks.c.id)
+        .limit(limit)
+    )
+
+
+def not_done_in(
+    job_id: int, state: TaskState, nodes: Sequence[int], look: int, limit: int
+) -> sa.Select[Any]:
+    """The same, of the first so many tasks of their job that are in one state."""
+    some = (
+        sa.select(tasks.c.id)
+        .where(tasks.c.job_id == job_id, tasks.c.state == state)
+        .order_by(tasks.c.seq)
+        .limit(look)
+        .subquery()
+    )
+    return (
+        sa.select(tasks)
+        .join_from(some, tasks, tasks.c.id == some.c.id)
+        .join(edges, sa.and_(edges.c.src == tasks.c.id, edges.c.dst.in_(nodes)))
+        .where(tasks.c.task_key.is_not(None), _holds_up(edges))
         .order_by(tasks.c.id)
         .limit(limit)
     )

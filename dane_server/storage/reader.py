@@ -216,7 +216,7 @@ class Reader:
         async def unit(connection: AsyncConnection) -> Situation:
             task = await _one_task(connection, task_id)
             [state] = await _key_states(connection, [task.key], [*SENT, TaskState.RUNNING])
-            open_before = await _open_predecessors(connection, task_id, 10)
+            open_before = await _open_predecessors(connection, task, 10)
             return Situation(
                 task=task,
                 job=await self._job_of_task(connection, task),
@@ -491,22 +491,37 @@ def _rejected(row: sa.Row[Any]) -> RejectedState:
 
 # --- the graph, backwards -------------------------------------------------------------------
 
+#: Edges, and tasks of each state, among which is looked for what holds a task up.
+_SIGHT: Final = 1000
+
 
 async def _predecessors(connection: AsyncConnection, node: int) -> list[int]:
     """The nodes whose out-edges lead to a task: itself, and the joins right before it."""
     nodes, frontier = [node], [node]
-    while frontier:
-        frontier = list(await connection.scalars(ask.joins_before(frontier)))
+    if (job := (await connection.execute(ask.size_around(node))).one_or_none()) is None:
+        return nodes
+    first_join = (await connection.scalars(ask.first_join(job.id, job.total))).one_or_none()
+    while frontier and first_join is not None:
+        frontier = list(await connection.scalars(ask.joins_before(frontier, first_join)))
         nodes += frontier
     return nodes
 
 
-async def _open_predecessors(
-    connection: AsyncConnection, task_id: TaskId, limit: int
-) -> list[Task]:
-    nodes = await _predecessors(connection, task_id)
-    rows = await connection.execute(ask.not_done_before(nodes, limit))
-    return [_task(row) for row in rows]
+async def _open_predecessors(connection: AsyncConnection, task: Task, limit: int) -> list[Task]:
+    """Some of the tasks that hold one up: the first, or of a hundred thousand those in sight.
+
+    Where most are done, they are looked for among what of the job is not.
+    """
+    nodes = await _predecessors(connection, task.id)
+    near = ask.not_done_near(nodes, _SIGHT, limit)
+    found = {row.id: row for row in await connection.execute(near)}
+    in_sight = (await connection.scalars(ask.edges_into(nodes, _SIGHT))).one() < _SIGHT
+    for state in () if in_sight else ask.NOT_DONE:
+        if len(found) >= limit:
+            break
+        others = ask.not_done_in(task.job_id, state, nodes, _SIGHT, limit)
+        found |= {row.id: row for row in await connection.execute(others)}
+    return [_task(found[one]) for one in sorted(found)[:limit]]
 
 
 # --- what a message carries -----------------------------------------------------------------

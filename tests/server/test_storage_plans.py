@@ -339,6 +339,33 @@ async def test_no_statement_reads_more_than_it_has_to_do_with(full: Full) -> Non
     ] == []
 
 
+@pytest.mark.parametrize("last", [0, 4_000, 7_999], ids=["the first", "one of them", "the last"])
+async def test_what_a_task_waits_for_is_found_among_thousands_that_are_done(
+    mysql_url: str, last: int
+) -> None:
+    """Of what comes before a task as much is read, however much that is."""
+    with database_at(mysql_url) as url:
+        engine = create_async_engine(url)
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.create_all)
+        async with open_store(url) as store:
+            ledger = Ledger.of(store)
+            job = await ledger.submit(sequence(parallel(*["A"] * 8_000), parallel("B", "C")))
+            [behind] = await ledger.reader.tasks(job, after_seq=7_999, limit=1)
+            async with engine.begin() as connection:
+                done = "SET state = 'succeeded', released = 1"
+                await connection.exec_driver_sql(
+                    f"UPDATE task {done} WHERE job_id = {job} AND seq < 8000 AND seq <> {last}"
+                )
+            reads = Reads(store, few=FEW)
+            with reads.during("explain"):
+                found = (await ledger.reader.situation(behind.id)).open_predecessors
+        await engine.dispose()
+
+    assert [task.seq for task in found] == [last]
+    assert [str(read) for read in reads.all if read.scans or read.rows > MOST] == []
+
+
 async def test_a_statement_that_reads_all_is_found(full: Full) -> None:
     """Whoever watches the statements sees what they are watched for."""
 
