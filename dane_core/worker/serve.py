@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from dane_core.errors import BadWorker, QueueMismatch
+from dane_core.errors import BadWorker, ExchangeUnreachable, QueueMismatch
 from dane_core.exchange.base import Exchange, Fate
 from dane_core.message import Control, Goodbye, Heartbeat, Hello, Offer, Ticket
 from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE
@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 _LAST_WORDS: Final = 15.0
 #: To say goodbye, in seconds.
 _FAREWELL: Final = 2.0
-#: Before a hello that did not arrive is said again, in seconds.
-_HELLO_AGAIN: Final = 1.0
+#: Before what did not reach the exchange is tried again, in seconds.
+_AGAIN: Final = 1.0
 #: How many beats may fail to arrive before a lease ends, and one.
 _BEATS_IN_A_LEASE: Final = 4
 #: Consumers in one process, over all keys; a RabbitMQ connection has 2,047 channels.
@@ -149,7 +149,7 @@ class _Service:
             if self._spool is not None:
                 stack.callback(self._spool.close)
             await self._set_up(stack)
-            await self._declare()
+            await self._insist_on_queues()
             if self._serving.health_port is not None:
                 page = health_page(
                     self._serving.health_host, self._serving.health_port, self._examine
@@ -167,6 +167,19 @@ class _Service:
         for worker in self._workers:
             place = await stack.enter_async_context(place_for(worker, self._serving.slots))
             self._counters[worker.key] = Counter(worker, place, self._floor, lanes)
+
+    async def _insist_on_queues(self) -> None:
+        """Make the queues, however often that takes: the exchange was there a moment ago."""
+        while not self._draining.is_set():
+            try:
+                await self._declare()
+            except ExchangeUnreachable as loss:
+                logger.warning("the queues are not there yet: %s; trying again", loss)
+            else:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_AGAIN):
+                    await self._draining.wait()
 
     async def _declare(self) -> None:
         """Make the queues. A key whose queue is in the way is left out; others work."""
@@ -272,7 +285,7 @@ class _Service:
                 self._fresh = False
             pause = self._serving.hello_every.total_seconds()
             with suppress(TimeoutError):
-                async with asyncio.timeout(_HELLO_AGAIN if self._fresh else pause):
+                async with asyncio.timeout(_AGAIN if self._fresh else pause):
                     await self._hello_now.wait()
 
     def _hello(self) -> Hello:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from dane_core import Done, Failed, Refused, TaskContext, Worker
-from dane_core.errors import BadWorker, QueueMismatch
+from dane_core.errors import BadWorker, ExchangeUnreachable, QueueMismatch
 from dane_core.exchange.base import Depth, Fate
 from dane_core.exchange.memory import MemoryExchange
 from dane_core.message import (
@@ -30,6 +30,7 @@ from dane_core.message import (
 )
 from dane_core.routing import DEAD_QUEUE, RESPONSE_QUEUE, work_queue
 from dane_core.worker import counter
+from dane_core.worker import serve as serving
 from dane_core.worker.attempt import Pace
 from dane_core.worker.serve import serve
 from tests.core import zoo
@@ -678,6 +679,45 @@ async def test_a_queue_that_is_in_the_way_stops_its_key_and_no_other() -> None:
         assert isinstance(hello, Hello)
         assert [offer.key for offer in hello.offers] == ["SAYS"]
         assert (await desk.hear(Answer)).state == 200
+
+
+class Reset(MemoryExchange):
+    """Loses its connection while the first queues are made."""
+
+    losses = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_lost = asyncio.Event()
+
+    async def declare_queue(self, queue: str, bindings: Sequence[str] = ()) -> None:
+        if self.losses and queue == work_queue("ECHO"):
+            self.losses -= 1
+            self.was_lost.set()
+            raise ExchangeUnreachable("reset")
+        await super().declare_queue(queue, bindings)
+
+
+async def test_a_connection_lost_while_queues_are_made_does_not_end_a_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its supervisor would have to load the model once more."""
+    monkeypatch.setattr(serving, "_AGAIN", 0.01)
+    async with served(Echo, exchange=Reset()) as (desk, _):
+        await desk.send(message(Echo))
+
+        assert (await desk.hear(Answer)).state == 200
+
+
+async def test_a_worker_that_has_no_queues_yet_can_be_told_to_stop() -> None:
+    exchange, draining = Reset(), asyncio.Event()
+    exchange.losses = 1_000_000
+    working = asyncio.create_task(serve([Echo], exchange, QUIET, draining=draining))
+    await exchange.was_lost.wait()
+
+    draining.set()
+
+    await asyncio.wait_for(working, 10)
 
 
 @pytest.mark.parametrize(

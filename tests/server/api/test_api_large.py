@@ -44,24 +44,26 @@ async def longest_turn(ledger: Ledger, number: int) -> tuple[float, str]:
     """The longest turn of a loop in which everything is asked of a job; and what it was for."""
     text = spec(number)
 
-    async def done(http: httpx.AsyncClient, method: str, path: str, **more: Any) -> None:
+    async def done(http: httpx.AsyncClient, method: str, path: str, **more: Any) -> httpx.Response:
         response = await http.request(method, f"/DANE{path}", **more)
         assert response.is_success, response.text[:500]
+        return response
 
     async with served(ledger) as http:
         await http.get("/DANE/limits")  # what the first request of all makes is made
         with watched_turns() as turns:
             headers = {"Content-Type": "application/json"}
-            await done(http, "POST", "/job", content=text, headers=headers)
+            posted = await done(http, "POST", "/job", content=text, headers=headers)
+            job = posted.headers["location"].removeprefix("/DANE")
             [first] = await ledger.writer.claim_ready(window=9, limit=9, lease=LEASE)
             await ledger.record(answer(first))
             await ledger.acts.finish_walks()
             for path in (
-                "/job/1",
-                "/job/1?tasks=false",
-                f"/job/1/tasks?after={number // 2}",
-                f"/job/1/tasks?state=blocked&after={number // 2}",
-                "/job/1/tasks?key=C",
+                job,
+                f"{job}?tasks=false",
+                f"{job}/tasks?after={number // 2}",
+                f"{job}/tasks?state=blocked&after={number // 2}",
+                f"{job}/tasks?key=C",
                 "/jobs",
                 "/workers",
                 f"/task/{first.task_id}/explain",
@@ -70,12 +72,12 @@ async def longest_turn(ledger: Ledger, number: int) -> tuple[float, str]:
             ):
                 await done(http, "GET", path)
             for act in ("pause", "resume", "cancel"):
-                await done(http, "POST", f"/job/1/{act}")
+                await done(http, "POST", f"{job}/{act}")
                 await ledger.acts.finish_walks()
-            await done(http, "POST", "/job/1/retry?tasks=false")
+            await done(http, "POST", f"{job}/retry?tasks=false")
             await done(http, "POST", f"/task/{first.task_id}/forceretry")
             await ledger.acts.finish_walks()
-            await done(http, "DELETE", "/job/1")
+            await done(http, "DELETE", job)
             await ledger.acts.finish_walks()
     return turns.longest, turns.of
 
