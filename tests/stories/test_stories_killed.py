@@ -142,6 +142,8 @@ async def test_the_last_place_of_a_limit_is_not_lost_with_who_had_it(
         ]
         async with worker(real, tmp_path) as first:
             [begun] = await marks.seen("started")
+            # The place of what is not goes when the claim runs out: 3 s here.
+            await eventually(lambda: are_known_as_sent(client, [begun]))
             first.kill()
             program.kill()
             await first.ended()
