@@ -195,6 +195,7 @@ class Sweeper:
             self._heard_for = self._ears.heard_for(now, hearing=hearing)
             if hearing:
                 await self._end_what_is_over(sight.running, now, stepped=stepped)
+            await self._put_forward()
             await self._marker.look(sight.epoch)
             # As many as are read at once say nothing of a recorder that keeps up.
             caught_up = waiting is not None and waiting <= self._pace.batch
@@ -206,6 +207,14 @@ class Sweeper:
                 logger.warning("the exchange was not looked at: %s", fault)
             self._told = str(fault)
             self._evidence.forget()
+
+    async def _put_forward(self) -> None:
+        """What is overtaken in its queue all the time is not overtaken for ever."""
+        if not self._pace.ageing:
+            return
+        for task_id in await self._sweeps.put_forward(self._pace.ageing):
+            logger.info("task %s has waited long: it is sent as more urgent", task_id)
+            await self._exchange.broadcast(Control(act="recall", task_id=task_id).seal())
 
     async def _waiting_reports(self) -> int | None:
         """How many reports nobody has read yet; None when nobody reads them."""

@@ -1,5 +1,6 @@
 """What the sweeper changes in the store: each method is one transaction, or a walk of many."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -290,6 +291,36 @@ class Sweeps:
     async def send_again(self, ids: Sequence[int]) -> int:
         """Take tasks back that lie in queues; returns how many. Their messages are stale now."""
         return await self._by_id(ids, act.recall)
+
+    async def put_forward(self, ageing: timedelta, *, limit: int = 100) -> list[TaskId]:
+        """Take back what has been overtaken in its queue for so long that it is no less urgent.
+
+        A task counts as more urgent by one with each `ageing` that it has waited. One of each job
+        that has nothing else under way is given the rank of the most urgent of its key as soon as
+        it has waited for that. Returns the tasks; their messages are stale now.
+        """
+        forward: list[TaskId] = []
+        for key, ranks in (await self._ranks_waiting()).items():
+            first = min(min(some) for some in ranks.values())
+            for rank in sorted(ranks[TaskState.QUEUED] - {first}):
+                seconds = ageing.total_seconds() * (rank - first)
+                found = sweep.overtaken(key, rank, first=first, seconds=seconds, limit=limit)
+                if ids := await self._ids(found):
+                    await self._by_id(ids, lambda some: sweep.put_forward(some, first))  # noqa: B023
+                    forward += map(TaskId, ids)
+        return forward
+
+    async def _ranks_waiting(self) -> Mapping[str, Mapping[TaskState, set[int]]]:
+        """Of keys with something in a queue: the ranks of what waits, by its state."""
+
+        async def unit(connection: AsyncConnection) -> Mapping[str, Mapping[TaskState, set[int]]]:
+            ranks: dict[str, defaultdict[TaskState, set[int]]] = {}
+            for row in await connection.execute(sweep.ranks_waiting()):
+                by_state = ranks.setdefault(row.task_key, defaultdict(set))
+                by_state[TaskState(row.state)].add(row.rank)
+            return {key: some for key, some in ranks.items() if some[TaskState.QUEUED]}
+
+        return await self._store.read(unit)
 
     # --- an exchange that is gone -------------------------------------------------------
 

@@ -203,6 +203,44 @@ async def test_a_task_that_outlives_its_timeout_is_ended_and_its_worker_told(
         assert (one.state, one.outcome) == (TaskState.FAILED, 504)
 
 
+@pytest.mark.usefixtures("settled_down")
+async def test_what_is_overtaken_in_its_queue_is_sent_again_as_more_urgent(
+    ledger: Ledger,
+) -> None:
+    """Workers are told that its first message may be stale: they ask before they begin it."""
+    pace = replace(HASTY, ageing=timedelta(seconds=0.2))
+    async with at_work(ledger, pace=pace) as office, office.exchange.listen("inbox") as inbox:
+        await office.exchange.declare_queue(RESPONSE_QUEUE)
+        await office.exchange.declare_queue(work_queue("A"), binding_keys("A"))
+        patient = await office.submit("A", priority=0)
+        urgent = await office.submit("A", priority=1)
+        overtaken = await ledger.task(patient, "A")
+        async with asyncio.timeout(10):
+            word: Control | None = None
+            while word is None or word.task_id is None:
+                [delivery] = await inbox.take(1)
+                word = open_control(delivery.envelope)
+
+        async def is_sent_again() -> bool:
+            one = await ledger.task(patient, "A")
+            return one.state is TaskState.QUEUED and one.dispatch > overtaken.dispatch
+
+        await until(is_sent_again)
+        await office.hire("A", script=lambda _: None)
+
+        async def has_all() -> bool:
+            return len(office.seen) == 3
+
+        await until(has_all)
+
+    assert (word.act, word.task_id) == ("recall", overtaken.id)
+    assert [(one.job_id, one.ticket.dispatch) for one in office.seen] == [
+        (urgent, 1),
+        (patient, 3),
+        (patient, 1),
+    ]
+
+
 async def test_nothing_is_over_while_the_broker_is_away(ledger: Ledger, exchange: Away) -> None:
     """Its heartbeats and its answer cannot arrive; its worker may be very well."""
     await ledger.submit(task("A", timeout=1))

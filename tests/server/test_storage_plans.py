@@ -249,6 +249,10 @@ class Day:
         with self._during("watch"):
             await sweeps.watch_unwatched(timedelta(seconds=60))
             await sweeps.watch_key("A", timedelta(seconds=60))
+        with self._during("put forward"):
+            await self._ledger.submit("A", priority=9)  # beside the large job
+            await self._ledger.send()
+            await sweeps.put_forward(timedelta(microseconds=1))
         with self._during("compare queues"):
             await sweeps.keys_queued()
             await sweeps.keys_to_send()

@@ -203,6 +203,66 @@ def wait_longer(ids: Sequence[int], seconds: float) -> sa.Update:
     )
 
 
+# --- what is overtaken in its queue -----------------------------------------------------------
+
+
+@cache
+def ranks_waiting() -> sa.Select[Any]:
+    """Of which ranks each key has tasks to be sent, or sent and not begun; by state."""
+    return (
+        sa.select(tasks.c.state, tasks.c.task_key, tasks.c.rank)
+        .with_hint(tasks, _BY_KEY, "mysql")
+        .where(tasks.c.state.in_(values_of([TaskState.READY, *SENT])))
+        .distinct()
+    )
+
+
+def overtaken(key: str, rank: int, *, first: int, seconds: float, limit: int) -> sa.Select[Any]:
+    """The first task of each job of a rank that has been in the queue for so long.
+
+    Not of jobs that are served meanwhile: by one that runs, or that is of the `first` rank.
+    """
+    running, risen = tasks.alias("running"), tasks.alias("risen")
+    served = sa.select(running.c.job_id).where(
+        running.c.state == TaskState.RUNNING, running.c.task_key == key
+    )
+    is_served = sa.exists().where(
+        risen.c.state.in_(values_of([TaskState.READY, *SENT])),
+        risen.c.task_key == key,
+        risen.c.rank == first,
+        risen.c.owner_id == tasks.c.owner_id,
+        risen.c.job_id == tasks.c.job_id,
+    )
+    return (
+        sa.select(sa.func.min(tasks.c.id))
+        .with_hint(tasks, _BY_KEY, "mysql")
+        .where(
+            tasks.c.state == TaskState.QUEUED,
+            tasks.c.task_key == key,
+            tasks.c.rank == rank,
+            tasks.c.queued_at <= later(-seconds),
+            tasks.c.job_id.not_in(served),
+            sa.not_(is_served),
+        )
+        .group_by(tasks.c.owner_id, tasks.c.job_id)
+        .limit(limit)
+    )
+
+
+def put_forward(ids: Sequence[int], rank: int) -> sa.Update:
+    """Take back what lies in a queue, to be sent as of another rank; as such it waits from now."""
+    return (
+        sa.update(tasks)
+        .where(tasks.c.id.in_(ids), tasks.c.state == TaskState.QUEUED)
+        .values(
+            state=TaskState.READY,
+            rank=rank,
+            dispatch=tasks.c.dispatch + 1,
+            due_at=now(),
+        )
+    )
+
+
 # --- an exchange that is gone -----------------------------------------------------------------
 
 
