@@ -100,7 +100,7 @@ FAIRNESS: Final = Benchmark(
     targets=[
         Target(figure="another owner waits", at_most=1000.0),
         Target(figure="another job waits", at_most=1000.0),
-        Target(figure="longest wait", of="time of a window", at_most=1.0),
+        Target(figure="longest wait", of="time of a window", at_most=1.0, always=True),
         Target(figure="the API, p99", at_most=100.0),
     ],
 )

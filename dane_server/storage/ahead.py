@@ -24,8 +24,7 @@ from dane_server.storage.view import Claim, JobHead, NewJob
 #: What of a new task is said only where something was decided; then each row has it.
 _UNDECIDED: Row = {"dispatch": 0, "queued_at": None}
 
-
-#: Of whom nothing is asked.
+#: Claims nothing.
 _NOTHING = Claiming(window=0, limit=0, lease=timedelta(0))
 
 
