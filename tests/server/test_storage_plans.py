@@ -4,7 +4,7 @@ The small store is for every run; `make faults` has one of a million tasks.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -38,6 +38,7 @@ from tests.server.ledger import (
     released,
     sequence,
     started,
+    task,
 )
 from tests.server.reads import Reads
 from tests.services.mariadb import database_at
@@ -134,12 +135,15 @@ class Day:
         self._access = Access.to(store)
         self._ledger = Ledger.of(store)
         self._claims: list[Claim] = []
+        self._along: Sequence[Claim] = ()
+        self._large = {full.large}
 
     async def pass_by(self) -> None:
         await self._submit()
         await self._dispatch()
         await self._listen()
         await self._record()
+        await self._release()
         await self._read()
         await self._sweep()
         await self._examine()
@@ -198,6 +202,34 @@ class Day:
             await self._ledger.record(*done, *failing, window=1000)
         with self._during("claim"):
             self._claims = await self._ledger.send()
+
+    async def _release(self) -> None:
+        """Answers let go what waits for them: some tasks, a join, and more than one answer can."""
+        acts, again = self._access.acts, task("R", retry={"limit": 1, "delay": 0})
+        wide = sequence(again, parallel("R", "R"), parallel(*["R"] * 3_000), "R")
+        self._large.add(await self._ledger.submit(wide, source_id="wide"))
+        await self._answer(503)
+        await self._ledger.sweep()
+        await self._answer()
+        await self._answer()
+        assert await acts.nodes_releasing()
+        with self._during("let go"):
+            while await acts.release_some():
+                pass
+        with self._during("limits"):
+            await self._access.quotas.limit_key("R", {"concurrency": 200, "rate": 1e6})
+        for _ in range(3):
+            await self._answer()
+
+    async def _answer(self, state: int = 200) -> None:
+        """Send some of the key R, and answer all of it."""
+        with self._during("claim"):
+            sent = [*self._along, *await self._ledger.send()]
+        claims = [claim for claim in sent if claim.key == "R"]
+        assert claims
+        with self._during("record and let go"):
+            answers = [answer(claim, state) for claim in claims]
+            self._along = (await self._ledger.record(*answers, window=1000)).claims
 
     async def _read(self) -> None:
         reader, full = self._access.reader, self._full
@@ -264,9 +296,9 @@ class Day:
     async def _examine(self) -> None:
         examiner = self._access.examiner
         with self._during("examine jobs"):
-            small = [one for one in await anext(examiner.unfinished()) if one != self._full.large]
-            await examiner.jobs(small)
-            await examiner.nodes(small)
+            small = set(await anext(examiner.unfinished())) - self._large
+            await examiner.jobs(sorted(small))
+            await examiner.nodes(sorted(small))
         with self._during("examine the store"):
             await examiner.store(grace=60, since=None)
         with self._during("gauges"):
