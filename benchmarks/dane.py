@@ -78,15 +78,7 @@ async def dane(
     """
     await make_tables(ground)
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(
-            ground.process(
-                *(_DANE, "serve", "--port", "0", "--json"),
-                **_both_urls(ground),
-                **_home(ground),
-                **(chosen or {}),
-            )
-        )
-        url = json.loads((await server.says("\n")).splitlines()[0])["url"]
+        server, url = await stack.enter_async_context(_serving(ground, chosen))
         books = await stack.enter_async_context(Books(ground.mysql_url))
         client = await stack.enter_async_context(Client(url, timeout=120))
         running = Dane(url=url, client=client, books=books, server=server)
@@ -96,6 +88,23 @@ async def dane(
             await stack.enter_async_context(ground.process(*command, **broker, **_home(ground)))
             await running.finish(job({"taskParallel": ["NOOP"] * 200}, "warm-up"))
         yield running
+
+
+@asynccontextmanager
+async def api_alone(ground: Ground, chosen: Mapping[str, str] | None = None) -> AsyncIterator[str]:
+    """The API in a process of its own, beside `dane`: its address."""
+    async with _serving(ground, chosen, "--role", "api") as (_, url):
+        yield url
+
+
+@asynccontextmanager
+async def _serving(
+    ground: Ground, chosen: Mapping[str, str] | None, *args: str
+) -> AsyncIterator[tuple[Process, str]]:
+    command = (_DANE, "serve", "--port", "0", "--json", *args)
+    places = {**_both_urls(ground), **_home(ground)}
+    async with ground.process(*command, **places, **(chosen or {})) as server:
+        yield server, json.loads((await server.says("\n")).splitlines()[0])["url"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
