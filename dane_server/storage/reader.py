@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -216,7 +217,8 @@ class Reader:
         async def unit(connection: AsyncConnection) -> Situation:
             task = await _one_task(connection, task_id)
             [state] = await _key_states(connection, [task.key], [*SENT, TaskState.RUNNING])
-            open_before = await _open_predecessors(connection, task, 10)
+            waits = task.state in (TaskState.BLOCKED, TaskState.HELD)
+            open_before = await _open_predecessors(connection, task, 10) if waits else []
             return Situation(
                 task=task,
                 job=await self._job_of_task(connection, task),
@@ -313,7 +315,7 @@ class Reader:
 
         async def unit(connection: AsyncConnection) -> Sequence[KeyState]:
             known = sorted(await connection.scalars(ask.known_keys()))
-            return await _key_states(connection, known)
+            return await _of_late(connection, await _key_states(connection, known))
 
         return await self._store.read(unit)
 
@@ -600,10 +602,6 @@ async def _key_states(
     counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for key, state, number in await connection.execute(ask.number_by_key(keys, states)):
         counts[key][state] = number
-    oldest = {key: (await connection.scalars(ask.oldest_of_key(key))).one_or_none() for key in keys}
-    time = (await connection.scalars(ask.the_time())).one()
-    lately = (await connection.execute(ask.ended_lately())).all()
-    rates = {key: number / _seconds(lately, time) for key, number, _ in lately}
     here = [_worker(row) for row in await connection.execute(ask.workers())]
     return [
         KeyState(
@@ -615,11 +613,24 @@ async def _key_states(
             ready=counts[key].get(TaskState.READY, 0) + counts[key].get(TaskState.BACKOFF, 0),
             queued=sum(counts[key].get(s, 0) for s in (TaskState.DISPATCHING, TaskState.QUEUED)),
             running=counts[key].get(TaskState.RUNNING, 0),
-            oldest_wait=_age(time, oldest.get(key)),
-            rate=rates.get(key, 0.0),
             limits=limits_of(known.get(key)),
         )
         for key in keys
+    ]
+
+
+async def _of_late(connection: AsyncConnection, states: Sequence[KeyState]) -> list[KeyState]:
+    """The same keys, with how long the oldest of each waits, and how many have ended lately."""
+    oldest = {
+        state.key: (await connection.scalars(ask.oldest_of_key(state.key))).one_or_none()
+        for state in states
+    }
+    time = (await connection.scalars(ask.the_time())).one()
+    lately = (await connection.execute(ask.ended_lately())).all()
+    rates = {key: number / _seconds(lately, time) for key, number, _ in lately}
+    return [
+        replace(state, oldest_wait=_age(time, oldest[state.key]), rate=rates.get(state.key, 0.0))
+        for state in states
     ]
 
 

@@ -135,9 +135,10 @@ class KeyState:
     ready: int  # for a place in the window
     queued: int
     running: int
-    oldest_wait: float | None  # seconds
-    rate: float  # attempts ended per second over the last five minutes
     limits: KeyLimits = field(default_factory=KeyLimits)
+    #: Of keys that are listed only.
+    oldest_wait: float | None = None  # seconds
+    rate: float = 0.0  # attempts ended per second over the last five minutes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +184,7 @@ class Situation:
     task: Task
     job: Job
     key: KeyState
-    open_predecessors: Sequence[Task]  # the first ten
+    open_predecessors: Sequence[Task]  # the first ten, of a task that waits for them
     ahead: int  # tasks of this key that go before it, of those alike up to `MOST_ABOVE`
     now: datetime
     leased: bool = False  # it runs on a lease, which ends when the task is due
