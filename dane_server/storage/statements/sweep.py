@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from dane_core.states import SENT, TaskState
 from dane_server.storage.functions import later, now
+from dane_server.storage.statements.act import recall
 from dane_server.storage.statements.keys import keys_in
 from dane_server.storage.statements.lease import NOT_LEASED
 from dane_server.storage.tables import BY_OWNER, secrets, tasks, values_of, workers
@@ -251,16 +252,7 @@ def overtaken(key: str, rank: int, *, first: int, seconds: float, limit: int) ->
 
 def put_forward(ids: Sequence[int], rank: int) -> sa.Update:
     """Take back what lies in a queue, to be sent as of another rank; as such it waits from now."""
-    return (
-        sa.update(tasks)
-        .where(tasks.c.id.in_(ids), tasks.c.state == TaskState.QUEUED)
-        .values(
-            state=TaskState.READY,
-            rank=rank,
-            dispatch=tasks.c.dispatch + 1,
-            due_at=now(),
-        )
-    )
+    return recall(ids).where(tasks.c.state == TaskState.QUEUED).values(rank=rank)
 
 
 # --- an exchange that is gone -----------------------------------------------------------------
