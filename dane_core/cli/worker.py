@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from dane_core.cli.heap import settle_heap
+from dane_core.cli.loop import run
 from dane_core.cli.terminal import SERVICE, AsJson, Config, named, print_lines
 from dane_core.errors import BadSettings, Fault
 
@@ -63,7 +64,7 @@ def worker(
     classes = found(targets)
     start_logging(settings)
     try:
-        asyncio.run(serve_workers(classes, settings, as_json=as_json))
+        run(serve_workers(classes, settings, as_json=as_json))
     except asyncio.CancelledError:
         raise typer.Exit(_KILLED) from None
 

@@ -2,7 +2,6 @@
 
 # ruff: noqa: PLC0415  a verb imports what it needs when it is called, so that all start quickly
 
-import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from dane_core.cli.heap import settle_heap
+from dane_core.cli.loop import run
 from dane_core.cli.terminal import SERVICE, AsJson, Config, complain, named, print_lines
 from dane_core.errors import BadWorker, DaneError
 
@@ -64,7 +64,7 @@ def dev(
     with needing("server"):
         from dane_server.app import run_server
 
-    asyncio.run(
+    run(
         run_server(
             settings,
             workers=workers,
@@ -97,7 +97,7 @@ def serve(
         settle_heap()
         _say({"role": "runner"}, "DANE's runner is at work; Ctrl-C stops it.", as_json=as_json)
     announce = announcing(settings, (), as_json=as_json)
-    asyncio.run(run_server(settings, roles=roles, port=port, on_ready=announce))
+    run(run_server(settings, roles=roles, port=port, on_ready=announce))
 
 
 def settings_for(

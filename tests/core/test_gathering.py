@@ -17,6 +17,8 @@ class Wire(asyncio.Transport):
         self.closed = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.closed:
+            raise RuntimeError("the handler is closed")  # as uvloop's transports do
         self.pieces.append(bytes(data))
 
     def is_closing(self) -> bool:
@@ -74,3 +76,20 @@ async def test_last_words_are_written_before_the_wire_is_closed(
 
     assert wire.pieces == [b"goodbye"]
     assert wire.closed
+
+
+async def test_what_is_said_to_a_wire_that_was_cut_is_dropped(
+    writer: GatheringWriter, wire: Wire
+) -> None:
+    """Whoever reads from it is told; an alarm of the event loop would tell nobody anything."""
+    alarms: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: alarms.append(context))
+    writer.write(b"a")
+    wire.closed = True
+
+    await asyncio.sleep(0)
+    writer.write(b"b")
+    await writer.drain()
+
+    assert wire.pieces == []
+    assert alarms == []

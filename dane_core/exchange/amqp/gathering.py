@@ -38,5 +38,6 @@ class GatheringWriter(asyncio.StreamWriter):
 
     def _flush(self) -> None:
         said, self._said = self._said, []
-        if said:
+        # What is said to a connection that is closed is lost: asyncio drops it, uvloop objects.
+        if said and not self.transport.is_closing():
             super().write(b"".join(said))
