@@ -48,8 +48,11 @@ def _folder_name(source_id: str) -> str:
 def _chunks(name: str) -> list[str]:
     """The first three pairs of characters; a dot in one could make it `..`."""
     pairs = [name[start : start + 2] for start in range(0, min(len(name), 6), 2)]
-    return [pair.replace(".", _escape(".")) for pair in pairs]
+    return [pair.replace(".", _ESCAPED_DOT) for pair in pairs]
 
 
 def _escape(text: str) -> str:
     return "".join(f"%{byte:02X}" for byte in text.encode(errors="surrogatepass"))
+
+
+_ESCAPED_DOT: Final = _escape(".")

@@ -36,6 +36,8 @@ def _escaped(found: re.Match[str]) -> str:
 
 def leaves_its_folder(source_id: str) -> bool:
     """Whether an id has a step `.` or `..` in it, which only a path out of somewhere has."""
+    if "." not in source_id and "%" not in source_id:
+        return False  # as mostly
     plain = re.sub("%2e", ".", source_id, flags=re.IGNORECASE)
     plain = re.sub("%2f|%5c", "/", plain, flags=re.IGNORECASE)
     return any(step.strip() in (".", "..") for step in re.split(r"[/\\]", plain))

@@ -2,7 +2,6 @@
 
 import hmac
 import secrets
-from hashlib import sha256
 from typing import Final
 
 from dane_core.job import TaskId
@@ -32,4 +31,5 @@ class Signer:
         )
 
     def _token(self, task_id: int, attempt: int) -> str:
-        return hmac.new(self._secret, f"{task_id}|{attempt}".encode(), sha256).hexdigest()[:32]
+        said = f"{task_id}|{attempt}".encode()
+        return hmac.digest(self._secret, said, "sha256").hex()[:32]
