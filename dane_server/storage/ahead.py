@@ -19,6 +19,7 @@ from dane_server.storage.claiming import Claiming
 from dane_server.storage.inline import NOTHING
 from dane_server.storage.nodes import Row, priority_of, rows_of
 from dane_server.storage.statements import dispatch as sql
+from dane_server.storage.trip import read
 from dane_server.storage.view import Claim, JobHead, NewJob
 
 #: What of a new task is said only where something was decided; then each row has it.
@@ -62,10 +63,10 @@ class Ahead:
             return cls()
         wanted = _Wanted(new_jobs)
         keys = {"keys": sorted(wanted.number)}
-        rows = (await connection.execute(sql.hold_free_keys(), keys)).all()
+        rows = await read(connection, sql.hold_free_keys(), keys)
         if len(rows) > 1:  # others may have changed what was counted before all of them were held
             keys = {"keys": [row.task_key for row in rows]}
-            rows = (await connection.execute(sql.standing_of_keys(), keys)).all()
+            rows = await read(connection, sql.standing_of_keys(), keys)
         free = (row.task_key for row in rows if wanted.fits(row.task_key, row.sent, asked))
         return cls(asked=asked, keys=frozenset(free))
 

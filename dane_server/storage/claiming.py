@@ -28,6 +28,7 @@ from dane_server.storage.fairness import InFlight, common, risen, share_out
 from dane_server.storage.inline import NOTHING
 from dane_server.storage.rate import Rate
 from dane_server.storage.statements import dispatch as sql
+from dane_server.storage.trip import defer
 from dane_server.storage.view import Claim
 
 #: How often a claim looks further when all it had chosen was held by others.
@@ -173,7 +174,7 @@ def _found(row: sa.Row[Any], rank: int | None) -> Claim:
 
 async def _take(connection: AsyncConnection, claims: Sequence[Claim], lease: timedelta) -> None:
     if ids := sorted(claim.task_id for claim in claims):
-        await connection.execute(sql.claim(), {"ids": ids, "seconds": lease.total_seconds()})
+        await defer(connection, sql.claim(), {"ids": ids, "seconds": lease.total_seconds()})
 
 
 class _Flight:
@@ -240,7 +241,7 @@ async def _spend(
             continue
         next_at = _rate(row).after(taken[key], row.now)
         if taken[key]:
-            await connection.execute(sql.put_off_next(), {"key": key, "time": next_at})
+            await defer(connection, sql.put_off_next(), {"key": key, "time": next_at})
         left = Rate(per_second=row.rate, burst=row.burst, next_at=next_at)
         if wait := left.until_next(row.now):
             put_off(wait)
@@ -293,7 +294,7 @@ async def claim_along(
     claims += await _claim_of_room(connection, by_key, asked.common)
     if ids := sorted(claim.task_id for claim in claims):
         taken = {"ids": ids, "seconds": asked.lease.total_seconds()}
-        await connection.execute(sql.claim_free(), taken)
+        await defer(connection, sql.claim_free(), taken)
     return claims
 
 
@@ -338,19 +339,19 @@ async def mark_queued(
     connection: AsyncConnection, claims: Sequence[Claim], horizon: timedelta
 ) -> None:
     """Claimed tasks lie in their queues; somebody looks at them again after the horizon."""
-    await connection.execute(sql.mark_queued(), _sent(claims, horizon))
+    await defer(connection, sql.mark_queued(), _sent(claims, horizon))
 
 
 async def start_jobs(connection: AsyncConnection, claims: Sequence[Claim]) -> None:
     """Say that the jobs of claimed tasks have begun, of those where it is not said yet."""
-    await connection.execute(sql.start_jobs(), {"ids": sorted({one.job_id for one in claims})})
+    await defer(connection, sql.start_jobs(), {"ids": sorted({one.job_id for one in claims})})
 
 
 async def mark_unroutable(
     connection: AsyncConnection, claims: Sequence[Claim], again: timedelta
 ) -> None:
     """Claimed tasks found no queue; they are tried again after some time."""
-    await connection.execute(sql.mark_unroutable(), _sent(claims, again))
+    await defer(connection, sql.mark_unroutable(), _sent(claims, again))
 
 
 def _sent(claims: Sequence[Claim], look_after: timedelta) -> dict[str, Any]:

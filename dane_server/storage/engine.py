@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from asyncmy.constants.CR import CR_SERVER_GONE_ERROR
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InvalidatePoolError
@@ -20,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from dane_core.errors import BadSettings, Fault, OutcomeUnknown, StoreTaken, StoreUnreachable
-from dane_server.storage import sqlite
+from dane_server.storage import mariadb, sqlite
 
 # It warns of every row that INSERT IGNORE finds to be there already, which is the point of it.
 logging.getLogger("asyncmy").setLevel(logging.ERROR)
@@ -35,8 +36,9 @@ _SERIALIZATION_FAILURE: Final = "40001"
 #: MariaDB's "got error … during COMMIT": nobody knows what it has kept.
 _ERROR_DURING_COMMIT: Final = 1180
 _TRIES: Final = 8
-#: A connection that is lost under a unit, before its COMMIT, is worth another this often.
-_TRIES_OF_A_LOST: Final = 3
+#: A connection that is lost under a unit, before its COMMIT, is worth another this often: all of a
+#: pool may be gone.
+_TRIES_OF_A_LOST: Final = 6
 _STATEMENT_SECONDS: Final = 15
 #: A unit of work takes so long at most, all its tries together, where nothing else is said.
 _UNIT_SECONDS: Final = 28
@@ -94,7 +96,7 @@ class Store:
         would go on in the server anyway, holding its locks. A large one has `patience` seconds
         (`patience_for`); each of its statements, and a silent database, end as soon as others.
         Raises: StoreUnreachable, when nothing was changed; OutcomeUnknown, when the commit was
-        not acknowledged.
+        not acknowledged; what was deferred to it counts as it.
         """
         seconds = _UNIT_SECONDS if patience is None else patience
         return await self._shielded(self._write(unit, seconds), OutcomeUnknown, seconds)
@@ -194,14 +196,23 @@ class Store:
     ) -> AsyncIterator[AsyncConnection]:
         """A connection: had soon, or not at all; and given up at the deadline."""
         soon = asyncio.get_running_loop().time() + self._connecting
-        async with (
-            asyncio.timeout_at(min(soon, by, deadline)) as limit,
-            engine.connect() as connection,
-        ):
-            if limit.expired():
-                raise TimeoutError
-            limit.reschedule(deadline)
-            yield connection
+        async with asyncio.timeout_at(min(soon, by, deadline)) as limit:
+            connection = await engine.connect()
+            try:
+                _prolong(limit, deadline)
+                yield connection
+            except BaseException:
+                # What is broken may take time to close: a second cancellation must not end that.
+                await asyncio.shield(asyncio.ensure_future(connection.close()))
+                raise
+            await connection.close()
+
+
+def _prolong(limit: asyncio.Timeout, deadline: float) -> None:
+    """Give a block until the deadline, unless it is over: it may have missed being told so."""
+    if limit.expired():
+        raise TimeoutError
+    limit.reschedule(deadline)
 
 
 class _Stage:
@@ -234,6 +245,8 @@ class _Stage:
             return False
         if not isinstance(fault, DBAPIError):
             return True
+        if _code(fault) == CR_SERVER_GONE_ERROR:  # so it was not even asked
+            return False
         return fault.connection_invalidated or _code(fault) == _ERROR_DURING_COMMIT
 
 
@@ -310,7 +323,12 @@ def _mariadb(url: str, *, size: int, **settings: Any) -> AsyncEngine:
         pool_timeout=_POOL_SECONDS,
         pool_recycle=1800,
         pool_reset_on_return=None,  # whoever gives a connection back has ended its transaction
-        connect_args={"connect_timeout": 5, "read_timeout": 20, "charset": "utf8mb4"},
+        connect_args={
+            "connect_timeout": 5,
+            "read_timeout": 20,
+            "charset": "utf8mb4",
+            "async_creator_fn": mariadb.connect,
+        },
         **settings,
     )
 

@@ -21,31 +21,31 @@ from dane_server.storage.rejecting import count_rejections
 from dane_server.storage.release import make_ready, release
 from dane_server.storage.statements import dispatch
 from dane_server.storage.statements import recording as sql
+from dane_server.storage.statements import release as releasing
 from dane_server.storage.statements.lease import NO_STARTS, NOT_LEASED
 from dane_server.storage.tally import Tally
+from dane_server.storage.trip import ask, defer, read
 from dane_server.storage.view import Claim, Recorded, Rejected, Rejection, Twice
 
-#: Of a statement with a case for each task that differs: each number of them is a statement of its
-#: own, and hundreds of those, compiled and kept, held hundreds of megabytes.
-_NOT_CACHED: Final = {"compiled_cache": None}
+#: Of so many answers it is worth to ask for two things at once.
+_FEW: Final = 20
 
 
 async def record(
     connection: AsyncConnection, answers: Sequence[Answer], *, window: int, lease: timedelta
 ) -> Recorded:
     """Record a batch of answers; of several for one task the first counts."""
-    rows = {
-        row.id: row
-        for some in chunks(sorted({a.ticket.task_id for a in answers}), ROWS)
-        for row in await connection.execute(sql.answered(), {"ids": some})
-    }
+    found, waiting = await _answered(connection, answers)
+    rows = {row.id: row for row in found}
     valid, late = _sorted_out(answers, rows)
+    if len(valid) < len(rows) or not all(one.goes_one_way for one in valid.values()):
+        waiting = None  # for some that let nothing go, or otherwise than it was read
     tally = Tally()
-    free = await _end(connection, list(valid.values()), tally) if valid else []
+    free = await _end(connection, list(valid.values()), tally, waiting) if valid else []
     # Whoever sent them may have died before it could write down that it did.
     jobs = {one.row.job_id for one in valid.values() if not one.row.job_started_at}
     if jobs:
-        await connection.execute(dispatch.start_jobs(), {"ids": sorted(jobs)})
+        await defer(connection, dispatch.start_jobs(), {"ids": sorted(jobs)})
     await tally.write(connection)  # jobs are locked before keys: see `claiming`
     places = Counter(one.row.task_key for one in valid.values() if one.row.state in SENT)
     asked = Claiming(window=window, limit=ROWS, lease=lease)
@@ -62,18 +62,48 @@ async def record(
         reasons=Counter(reason for _, reason in late),
         twice=_done_twice(late, rows, valid),
         ready=[TaskId(task.id) for task in free],
-        claims=[_with_earlier(claim, behind[claim.task_id], valid) for claim in claims],
+        claims=_with_earlier(claims, behind, valid),
         more=len(claimed) < len(free) or _leave_room(valid, claims),
         walks=tally.walks > 0,
     )
 
 
-def _with_earlier(claim: Claim, task: sa.Row[Any], settled: Mapping[int, "Ending"]) -> Claim:
-    """A claim with what earlier tasks answered, if that is one answer which was just recorded."""
-    before = settled.get(task.first)
-    if before is None or task.fanin != 1 or task.has_solo:
-        return claim
-    return replace(claim, earlier=inline([_said(before)] if before.is_kept else []))
+async def _answered(
+    connection: AsyncConnection, answers: Sequence[Answer]
+) -> tuple[Sequence[sa.Row[Any]], Sequence[sa.Row[Any]] | None]:
+    """The tasks that answers are for; and of few, at once, what waits for those with one successor.
+
+    A step of a chain goes to the database once less.
+    """
+    ids = sorted({answer.ticket.task_id for answer in answers})
+    if len(ids) > _FEW:
+        parts = [
+            await read(connection, sql.answered(), {"ids": some}) for some in chunks(ids, ROWS)
+        ]
+        return [row for part in parts for row in part], None
+    own = {"ids": ids}
+    found, waiting = await ask(
+        connection, (sql.answered(), own), (releasing.only_successors(), own)
+    )
+    return found, waiting
+
+
+def _with_earlier(
+    claims: Sequence[Claim], behind: Mapping[int, sa.Row[Any]], settled: Mapping[int, "Ending"]
+) -> list[Claim]:
+    """Claims with what earlier tasks answered, where that is one answer which was just recorded."""
+    seen_by_all = Counter(one.row.job_id for one in settled.values() if one.is_seen_by_all)
+
+    def known(claim: Claim) -> Claim:
+        task = behind[claim.task_id]
+        before = settled.get(task.first)
+        if before is None or task.fanin != 1 or task.has_solo:
+            return claim
+        if seen_by_all[claim.job_id] > before.is_seen_by_all:  # another one of this batch, too
+            return claim
+        return replace(claim, earlier=inline([_said(before)] if before.is_kept else []))
+
+    return [known(claim) for claim in claims]
 
 
 def _leave_room(settled: Mapping[int, "Ending"], claims: Sequence[Claim]) -> bool:
@@ -111,9 +141,28 @@ class Ending:
         )
 
     @property
+    def found_type(self) -> str | None:
+        """The media type that DOWNLOAD saw in the source."""
+        media_type = self.answer.response.get("file_type")
+        if self.row.task_key != "DOWNLOAD" or not isinstance(media_type, str):
+            return None
+        return media_type.lower() if MEDIA_TYPE.fullmatch(media_type.lower()) else None
+
+    @property
+    def goes_one_way(self) -> bool:
+        """Whether it lets one node go at most, for the first time, and changes nothing of it."""
+        lets_one_go = self.lets_go and self.row.fanout <= 1 and not self.row.released
+        return lets_one_go and self.found_type is None
+
+    @property
     def is_kept(self) -> bool:
         """Whether there is a response worth keeping."""
         return bool(self.answer.response) or self.state is TaskState.SUCCEEDED
+
+    @property
+    def is_seen_by_all(self) -> bool:
+        """Whether its response goes to all later tasks of its job, and not to the next only."""
+        return self.is_kept and bool(self.row.solo)
 
     @property
     def started_at(self) -> Any:
@@ -178,14 +227,18 @@ async def settle(connection: AsyncConnection, settled: Sequence[Ending], tally: 
 
 
 async def _end(
-    connection: AsyncConnection, settled: Sequence[Ending], tally: Tally
+    connection: AsyncConnection,
+    settled: Sequence[Ending],
+    tally: Tally,
+    waiting: Sequence[sa.Row[Any]] | None = None,
 ) -> list[sa.Row[Any]]:
     """Write down how attempts ended; returns the tasks that are free to go (see `release`)."""
     await _settle_tasks(connection, settled, tally)
-    await connection.execute(sql.add_attempts(), [_attempt_row(one) for one in settled])
+    for some in fitting(_attempt_row(one) for one in settled):
+        await defer(connection, sql.add_attempts(), some)
     await _settle_answers(connection, settled)
     leaving = [one.row for one in settled if one.lets_go and one.row.fanout]
-    return await release(connection, leaving, tally) if leaving else []
+    return await release(connection, leaving, tally, waiting=waiting) if leaving else []
 
 
 async def _settle_tasks(
@@ -209,11 +262,11 @@ async def _settle_alike(connection: AsyncConnection, kind: "_Kind", some: Sequen
     values = _values(kind, some)
     if any(isinstance(value, sa.ClauseElement) for value in values.values()):
         one_off = sql.settle(ids, kind.state, values)
-        await connection.execute(one_off, execution_options=_NOT_CACHED)
+        await defer(connection, one_off)
     else:  # as it mostly is
         values["state"] = kind.state
         same = sql.settle_alike(frozenset(values))
-        await connection.execute(same, {"ids": ids, **sql.new(values)})
+        await defer(connection, same, {"ids": ids, **sql.new(values)})
 
 
 class _Kind(NamedTuple):
@@ -271,21 +324,14 @@ async def _settle_answers(connection: AsyncConnection, settled: Sequence[Ending]
     said = [one for one in settled if one.is_kept]
     before = [one.row.id for one in settled if one.row.attempt > 1]
     for some in chunks(before, ROWS):
-        await connection.execute(sql.drop_answers(some))
+        await defer(connection, sql.drop_answers(), {"ids": some})
     for some in fitting([_answer_row(one) for one in said]):
         if some:
-            await connection.execute(sql.add_answers(), some)
+            await defer(connection, sql.add_answers(), some)
     for one in said:
-        if media_type := _found_type(one):
-            await connection.execute(sql.learn_type(one.row.job_id, media_type))
-
-
-def _found_type(one: Ending) -> str | None:
-    """The media type that DOWNLOAD saw in the source."""
-    media_type = one.answer.response.get("file_type")
-    if one.row.task_key != "DOWNLOAD" or not isinstance(media_type, str):
-        return None
-    return media_type.lower() if MEDIA_TYPE.fullmatch(media_type.lower()) else None
+        if one.found_type is not None:
+            learnt = {"job": one.row.job_id, "found": one.found_type}
+            await defer(connection, sql.learn_type(), learnt)
 
 
 class _Said(NamedTuple):

@@ -20,6 +20,7 @@ from dane_server.storage.chunk import chunks
 from dane_server.storage.statements import release as sql
 from dane_server.storage.statements.recording import living_jobs
 from dane_server.storage.tally import Tally
+from dane_server.storage.trip import defer, read
 
 #: Successors that are let go in the transaction in which those before them are done.
 _AT_ONCE: Final = 2000
@@ -28,14 +29,18 @@ _STEP: Final = 1000
 
 
 async def release(
-    connection: AsyncConnection, done: Sequence[sa.Row[Any]], tally: Tally
+    connection: AsyncConnection,
+    done: Sequence[sa.Row[Any]],
+    tally: Tally,
+    *,
+    waiting: Sequence[sa.Row[Any]] | None = None,
 ) -> list[sa.Row[Any]]:
     """Let go what waited for some nodes; returns the tasks that are free now.
 
     They are counted as ready, and it is the caller's to make them so (`make_ready`), or to go
     further with them at once: until then they stand as before. Of each node `released` says
     whether it had let its successors go before. Those with too many of them are left to walks
-    (`go_on`).
+    (`go_on`). What is `waiting` for the nodes is read, unless it is known.
     """
     free: list[sa.Row[Any]] = []
     room = _AT_ONCE
@@ -43,8 +48,10 @@ async def release(
         some, others = _within(done, room)
         room -= sum(node.fanout for node in some)
         await _begin_walks(connection, others, tally)
-        waiting = await _waiting_for(connection, some)
+        if waiting is None or others:
+            waiting = await _waiting_for(connection, some)
         freed, done = await _let_go(connection, waiting, tally)
+        waiting = None
         free += freed
     return free
 
@@ -52,7 +59,7 @@ async def release(
 async def make_ready(connection: AsyncConnection, free: Sequence[sa.Row[Any]]) -> None:
     """Let tasks that are free be sent, when it is their turn."""
     for some in chunks(task.id for task in free):
-        await connection.execute(sql.make_ready(), {"ids": some})
+        await defer(connection, sql.make_ready(), {"ids": some})
 
 
 def _within(done: Sequence[sa.Row[Any]], room: int) -> tuple[list[sa.Row[Any]], list[sa.Row[Any]]]:
@@ -74,7 +81,7 @@ async def _begin_walks(
             {"src": node.id, "job_id": node.job_id, "after_dst": 0, "again": node.released}
             for node in some
         ]
-        await connection.execute(sql.begin_release(), rows)
+        await defer(connection, sql.begin_release(), rows)
         for node in some:
             tally.let_go(node.job_id, 1)
 
@@ -95,14 +102,14 @@ async def go_on(connection: AsyncConnection, src: int) -> bool:
         some = list(await connection.scalars(found))
     if some:
         if walk.again:
-            await connection.execute(sql.close_edges_up_to(src, some[-1]))
-        await connection.execute(sql.released_up_to(src, some[-1]))
-        waiting = (await connection.execute(sql.nodes(), {"ids": some})).all()
+            await defer(connection, sql.close_edges_up_to(src, some[-1]))
+        await defer(connection, sql.released_up_to(src, some[-1]))
+        waiting = await read(connection, sql.nodes(), {"ids": some})
         free, joins = await _let_go(connection, waiting, tally)
         free += await release(connection, joins, tally)
         await make_ready(connection, free)
     if len(some) < _STEP:
-        await connection.execute(sql.end_releases([src]))
+        await defer(connection, sql.end_releases([src]))
         tally.let_go(walk.job_id, -1)
     await tally.write(connection)
     return bool(some)
@@ -128,11 +135,11 @@ async def _let_go(
     held_up = done - Counter({node.id: done[node.id] for node in free})
     for number, alike in _by_number(held_up):
         for ids in chunks(alike):
-            await connection.execute(sql.wait_for_fewer(), {"ids": ids, "number": number})
+            await defer(connection, sql.wait_for_fewer(), {"ids": ids, "number": number})
     joins = [node for node in free if node.task_key is None]
     freed = [node for node in free if node.task_key is not None]
     for ids in chunks(node.id for node in joins):
-        await connection.execute(sql.pass_joins(), {"ids": ids})
+        await defer(connection, sql.pass_joins(), {"ids": ids})
     for node in freed:
         tally.move(node.job_id, TaskState(node.state), TaskState.READY)
     return freed, joins
@@ -148,11 +155,11 @@ async def _waiting_for(
 ) -> list[sa.Row[Any]]:
     waiting: list[sa.Row[Any]] = []
     for some in chunks(node.id for node in done if not node.released):
-        waiting += await connection.execute(sql.successors(), {"ids": some})
+        waiting += await read(connection, sql.successors(), {"ids": some})
     for some in chunks(node.id for node in done if node.released):
-        if reopened := (await connection.execute(sql.reopened_successors(), {"ids": some})).all():
+        if reopened := await read(connection, sql.reopened_successors(), {"ids": some}):
             waiting += reopened
-            await connection.execute(sql.close_edges(some))
+            await defer(connection, sql.close_edges(some))
     return waiting
 
 
@@ -169,10 +176,10 @@ async def stop_walks(connection: AsyncConnection, nodes: Sequence[int], tally: T
         walks = (await connection.execute(sql.releases_of(some))).all()
         for walk in walks:
             if not walk.again:
-                await connection.execute(sql.reopen_edges_behind(walk.src, walk.after_dst))
+                await defer(connection, sql.reopen_edges_behind(walk.src, walk.after_dst))
             tally.let_go(walk.job_id, -1)
         if walks:
-            await connection.execute(sql.end_releases([walk.src for walk in walks]))
+            await defer(connection, sql.end_releases([walk.src for walk in walks]))
 
 
 async def reopen_after(connection: AsyncConnection, nodes: Sequence[int], tally: Tally) -> None:
@@ -228,12 +235,12 @@ async def reopen_before(connection: AsyncConnection, nodes: Sequence[int]) -> No
 
 async def _reopen(connection: AsyncConnection, pairs: Sequence[tuple[int, int]]) -> None:
     for some in chunks(pairs):
-        await connection.execute(sql.reopen_edges(some))
+        await defer(connection, sql.reopen_edges(some))
     for number, nodes in _by_number(Counter(dst for _, dst in pairs)):
         for some in chunks(nodes):
-            await connection.execute(sql.wait_for_more(some, number))
+            await defer(connection, sql.wait_for_more(some, number))
 
 
 async def _block_joins(connection: AsyncConnection, joins: Sequence[int]) -> None:
     for some in chunks(joins):
-        await connection.execute(sql.block_joins(some))
+        await defer(connection, sql.block_joins(some))

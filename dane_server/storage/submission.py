@@ -16,6 +16,7 @@ from dane_server.storage.nodes import LINKS, links_of, tree_of, written
 from dane_server.storage.statements import submission as sql
 from dane_server.storage.stored import JustStored
 from dane_server.storage.tables import NAMELESS
+from dane_server.storage.trip import defer, read
 from dane_server.storage.view import NewJob, Once, Submitted
 
 _Outcomes = dict[int, Submitted | DaneError]
@@ -39,14 +40,15 @@ async def store_jobs(
     ):
         outcomes[place] = added
         if new.once:
-            await connection.execute(sql.settle_request_key(new.once.key, added.job_id))
+            own = {"key": new.once.key, "job": added.job_id}
+            await defer(connection, sql.settle_request_key(), own)
     refused = [
         new.once.key
         for place, new in placed
         if new.once and isinstance(outcomes[place], SourceConflict)
     ]
     if refused:
-        await connection.execute(sql.drop_request_keys(refused))
+        await defer(connection, sql.drop_request_keys(refused))
     outcomes |= {place: _echo(outcomes[first]) for place, first in echoes.items()}
     return [outcomes[place] for place in range(len(new_jobs))]
 
@@ -93,12 +95,10 @@ async def _in_conflict(connection: AsyncConnection, placed: _Placed) -> _Outcome
         urls.setdefault(new.spec.source_id, new.spec.source_url)
     known: dict[str, str] = {}
     for some in chunks(sorted(urls), ROWS):
-        await connection.execute(
-            sql.add_sources(),
-            [{"source_id": source_id, "source_url": urls[source_id]} for source_id in some],
-        )
-        rows = await connection.execute(sql.source_urls(), {"source_ids": some})
-        known |= {row.source_id: row.source_url for row in rows}
+        rows = [{"source_id": source_id, "source_url": urls[source_id]} for source_id in some]
+        await defer(connection, sql.add_sources(), rows)
+        found = await read(connection, sql.source_urls(), {"source_ids": some})
+        known |= {row.source_id: row.source_url for row in found}
     return {
         place: SourceConflict(new.spec.source_id, known[new.spec.source_id])
         for place, new in placed
@@ -123,7 +123,7 @@ async def _add_jobs(
     added = _added(connection, sql.add_tasks(), rows)
     node_ids = [row.id async for row in added]
     for some in chunks(_edge_rows(new_jobs, node_ids), LINKS):
-        await connection.execute(sql.add_edges(), some)
+        await defer(connection, sql.add_edges(), some)
     return _submitted(new_jobs, jobs, node_ids, ahead)
 
 
@@ -191,7 +191,7 @@ async def _added(
     (InnoDB: auto-increment of simple inserts; SQLite: AUTOINCREMENT).
     """
     for some in fitting(rows):
-        for row in sorted(await connection.execute(statement, some), key=lambda row: row.id):
+        for row in sorted(await read(connection, statement, some), key=lambda row: row.id):
             yield row
 
 

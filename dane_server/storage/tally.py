@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.states import ACTIVE, TaskState
 from dane_server.storage.statements import recording as sql
+from dane_server.storage.trip import defer
 
 _COLUMNS: Final = {
     TaskState.HELD: "held",
@@ -60,6 +61,5 @@ class Tally:
                 alike[change].append(job_id)
         for change, job_ids in sorted(alike.items(), key=lambda item: item[1]):
             by = dict(change)
-            await connection.execute(
-                sql.shift_counts(frozenset(by)), {"ids": job_ids, **sql.new(by)}
-            )
+            changes = {"ids": job_ids, **sql.new(by)}
+            await defer(connection, sql.shift_counts(frozenset(by)), changes)

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-import sqlalchemy as sa
-
+from dane_server.storage import mariadb
 from tests.faults.history import FOLDER_VARIABLE
 
 _DATABASE: Final = "clock-of-the-database"
@@ -55,13 +54,19 @@ def _read(path: Path) -> int:
 
 def install_database_clock() -> None:
     """Have every statement of this process ask the clock of the row."""
+    query = mariadb.Connection.query
 
-    @sa.event.listens_for(sa.Engine, "before_cursor_execute", retval=True)
-    def ask(*call: Any) -> tuple[str, Any]:
-        _connection, _cursor, statement, parameters, *_ = call
-        if _ASKED in statement and (by := _seconds(_DATABASE)):
-            statement = statement.replace(_ASKED, f"({_ASKED} + INTERVAL {by} SECOND)")
-        return statement, parameters
+    async def ask(self: mariadb.Connection, sql: str | bytes, *args: Any) -> Any:
+        self._waiting = [_shifted(one) for one in self._waiting]
+        text = sql if isinstance(sql, str) else sql.decode("utf-8", "surrogateescape")
+        return await query(self, _shifted(text), *args)
+
+    setattr(mariadb.Connection, "query", ask)  # noqa: B010 - replaced on purpose
+
+
+def _shifted(statement: str) -> str:
+    by = _seconds(_DATABASE) if _ASKED in statement else 0
+    return statement.replace(_ASKED, f"({_ASKED} + INTERVAL {by} SECOND)") if by else statement
 
 
 def install_worker_clock() -> None:

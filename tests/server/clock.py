@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dane_server.storage import functions
+from dane_server.storage import functions, text
 from dane_server.storage.engine import Store
 
 _MARIADB = "(UTC_TIMESTAMP(6) + INTERVAL {by} SECOND"
@@ -54,5 +54,6 @@ def _specs(word: Any) -> dict[str, Any]:
 
 def _forget_statements(store: Store) -> None:
     """What was compiled before has the other clock in it."""
+    text.forget_texts()
     for engine in (store._writes, store._reads):
         engine.sync_engine.clear_compiled_cache()

@@ -1,14 +1,14 @@
 """What MariaDB reads for each statement of a store: its plan, and the rows it has touched."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
+from unittest.mock import patch
 
-import sqlalchemy as sa
-from sqlalchemy import event
+from asyncmy.connection import Connection as AsyncmyConnection
 
-from dane_server.storage.engine import Store
+from dane_server.storage import mariadb
 
 #: Statements whose plan MariaDB explains.
 _EXPLAINED: Final = ("SELECT", "UPDATE", "DELETE", "WITH")
@@ -31,69 +31,63 @@ class Read:
 
 
 class Reads:
-    """Watches the statements of a store. `few` rows of a table may be read whole."""
+    """Watches the statements of stores. `few` rows of a table may be read whole."""
 
-    def __init__(self, store: Store, *, few: int) -> None:
+    def __init__(self, *, few: int) -> None:
         self._few = few
-        self._during = ""
-        self._before = 0
-        self._scans: tuple[str, ...] = ()
         self.all: list[Read] = []
-        for engine in (store._writes, store._reads):
-            event.listen(engine.sync_engine, "before_cursor_execute", self._begin)
-            event.listen(engine.sync_engine, "after_cursor_execute", self._end)
 
     @contextmanager
     def during(self, act: str) -> Iterator[None]:
-        """Whatever is read in this block is read for that."""
-        self._during = act
-        yield
-        self._during = ""
+        """Whatever is read in this block is read for that; each statement by itself."""
+        query, ask = mariadb.Connection.query, mariadb.Connection.ask
 
-    def _begin(
-        self,
-        connection: sa.Connection,
-        _cursor: object,
-        statement: str,
-        parameters: Any,
-        _context: object,
-        executemany: bool,  # noqa: FBT001  given by place
-    ) -> None:
-        self._scans = ()
-        if statement.lstrip(" (").startswith(_EXPLAINED) and not executemany:
-            plan = self._ask(connection, f"EXPLAIN {statement}", parameters)
-            self._scans = tuple(
-                str(table)
-                for _, _, table, kind, _, _, _, _, rows, _ in plan
-                if kind in _WHOLE and not str(table).startswith("<") and int(rows) > self._few
-            )
-        self._before = self._count(connection)
+        async def watched(self: Any, sql: str | bytes, *args: Any) -> Any:
+            statement = sql if isinstance(sql, str) else sql.decode()
+            scans = await watcher._scans(self, statement)
+            before = await _count(self)
+            result = await query(self, sql, *args)
+            after = self._result  # of that statement; counting has one of its own
+            rows = await _count(self) - before
+            self._result = after
+            watcher.all.append(Read(during=act, statement=statement, rows=rows, scans=scans))
+            return result
 
-    def _end(
-        self,
-        connection: sa.Connection,
-        _cursor: object,
-        statement: str,
-        _parameters: object,
-        _context: object,
-        _executemany: bool,  # noqa: FBT001
-    ) -> None:
-        if self._during:
-            rows = self._count(connection) - self._before
-            read = Read(during=self._during, statement=statement, rows=rows, scans=self._scans)
-            self.all.append(read)
+        async def one_by_one(
+            self: mariadb.Connection, statements: Sequence[str]
+        ) -> list[Sequence[Any]]:
+            return [(await ask(self, [statement]))[0] for statement in statements]
 
-    def _count(self, connection: sa.Connection) -> int:
-        """Rows that this session has read, those of its own temporary tables left out.
+        watcher = self
+        with (
+            patch.object(mariadb.Connection, "query", watched),
+            patch.object(mariadb.Connection, "ask", one_by_one),
+            patch.object(mariadb.Connection, "keep", lambda *_: False),
+        ):
+            yield
 
-        With those that an index condition has sorted out before they were rows.
-        """
-        asked = "SHOW SESSION STATUS WHERE Variable_name IN ('Rows_read', 'Handler_icp_attempts')"
-        return sum(int(number) for _, number in self._ask(connection, asked, ()))
+    async def _scans(self, connection: Any, statement: str) -> tuple[str, ...]:
+        if not statement.lstrip(" (").startswith(_EXPLAINED):
+            return ()
+        plan = await _asked(connection, f"EXPLAIN {statement}")
+        return tuple(
+            str(table)
+            for _, _, table, kind, _, _, _, _, rows, _ in plan
+            if kind in _WHOLE and not str(table).startswith("<") and int(rows) > self._few
+        )
 
-    def _ask(self, connection: sa.Connection, statement: str, parameters: Any) -> list[Any]:
-        cursor = connection.connection.cursor()
-        cursor.execute(statement, parameters)
-        found = list(cursor.fetchall())
-        cursor.close()
-        return found
+
+async def _count(connection: Any) -> int:
+    """Rows that this session has read, those of its own temporary tables left out.
+
+    With those that an index condition has sorted out before they were rows.
+    """
+    asked = "SHOW SESSION STATUS WHERE Variable_name IN ('Rows_read', 'Handler_icp_attempts')"
+    return sum(int(number) for _, number in await _asked(connection, asked))
+
+
+async def _asked(connection: Any, statement: str) -> Sequence[Any]:
+    """Rows that the driver itself is given."""
+    query: Any = AsyncmyConnection.query
+    await query(connection, statement)
+    return cast("Sequence[Any]", connection._result.rows)

@@ -1,14 +1,11 @@
 """From an answer to what it held up: what is read and written on the way, and what is not."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import orjson
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.exchange.memory import MemoryExchange
@@ -25,25 +22,11 @@ from dane_server.storage.tables import task_keys
 from dane_server.storage.view import Claim
 from dane_server.storage.writer import Writer
 from dane_server.supervise import Stopping, keep_running
-from tests.server.ledger import Ledger, answer, sequence
+from tests.server.ledger import Ledger, answer, parallel, sequence
 from tests.server.scripted import PATIENT, at_work, done, until
+from tests.server.wire import trips_of
 
 NEVER = 3600.0
-
-
-@contextmanager
-def statements_on(store: Store) -> Iterator[list[str]]:
-    """What is executed on a store meanwhile."""
-    seen: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        seen.append(statement)
-
-    for each in (store._writes, store._reads):
-        event.listen(each.sync_engine, "before_cursor_execute", note)
-    yield seen
-    for each in (store._writes, store._reads):
-        event.remove(each.sync_engine, "before_cursor_execute", note)
 
 
 async def second_step(ledger: Ledger, *keys: str) -> Claim:
@@ -59,14 +42,18 @@ async def second_step(ledger: Ledger, *keys: str) -> Claim:
 
 
 async def test_a_step_of_a_chain_is_seven_statements(ledger: Ledger) -> None:
-    """To read the task and its successor, to write both, the attempt, the answer and the job."""
+    """To read the task and its successor, to write both, the attempt, the answer and the job.
+
+    MariaDB is asked twice for all of them: to read, and to write and commit.
+    """
     claim = await second_step(ledger, "A", "A", "A")
 
-    with statements_on(ledger.store) as statements:
+    with trips_of(ledger.store) as trips:
         recorded = await ledger.record(answer(claim, response={"x": 1}), window=10)
 
-    own = [text for text in statements if not text.startswith("BEGIN")]
-    assert len(own) == 7, own
+    statements = [text for trip in trips for text in trip if text != "COMMIT"]
+    assert len(statements) == 7, statements
+    assert len(trips) == (2 if ledger.store.engine.dialect.name == "mysql" else 7)
     [third] = recorded.claims
     assert orjson.dumps(third.earlier) == b'[{"A":[{"x":1}]},false]'
     assert not recorded.more
@@ -124,6 +111,26 @@ async def test_answers_before_the_last_one_are_read(ledger: Ledger) -> None:
     [third] = recorded.claims
     assert third.earlier is None
     assert set((await ledger.reader.responses([third]))[third.task_id][0]) == {"A", "B"}
+
+
+async def test_what_was_answered_together_is_seen_by_all_behind_it(ledger: Ledger) -> None:
+    """Of tasks whose key occurs once in a job, also where they come in one batch."""
+    await ledger.submit(parallel(sequence("A", "C"), sequence("B", "D")))
+    claims = await ledger.send()
+    for key in ("C", "D"):  # known, so that they are claimed along
+        await ledger.submit(key, source_id="S2")
+    await ledger.answer_all()
+    await ledger.submit(parallel(sequence("A", "C"), sequence("B", "D")), source_id="S3")
+    claims = await ledger.send()
+
+    recorded = await ledger.record(
+        *(answer(claim, response={"of": claim.key}) for claim in claims), window=10
+    )
+
+    assert sorted(claim.key for claim in recorded.claims) == ["C", "D"]
+    for claim in recorded.claims:
+        known = claim.earlier or (await ledger.reader.responses([claim]))[claim.task_id]
+        assert set(known[0]) == {"A", "B"}
 
 
 # --- what is sent -------------------------------------------------------------------------------

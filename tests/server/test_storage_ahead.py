@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.states import JobStatus, TaskState
+from dane_server.storage import ahead, trip
 from dane_server.storage.ahead import Ahead
 from dane_server.storage.claiming import Claiming
 from dane_server.storage.engine import Store
@@ -347,25 +348,24 @@ async def test_two_who_store_at_once_do_not_overfill_a_window(mariadb_store: Sto
     assert await ledger.claim(window=1) == []
 
 
-async def test_what_is_held_last_is_not_counted_as_of_before(mariadb_store: Store) -> None:
+async def test_what_is_held_last_is_not_counted_as_of_before(
+    mariadb_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The counts of one statement are of one moment: B may have others before it is held."""
     ledger = Ledger.of(mariadb_store)
     await known(ledger, "A", "B")
+    read = trip.read
 
-    class Meanwhile:
-        """A connection beside which B gets a task while the keys are being held."""
+    async def meanwhile(connection: AsyncConnection, statement: Any, parameters: Any) -> Any:
+        """Read, while B gets a task as the keys are being held."""
+        found = await read(connection, statement, parameters)
+        if statement is sql.hold_free_keys():
+            await ledger.submit("B")
+        return found
 
-        def __init__(self, connection: AsyncConnection) -> None:
-            self._connection = connection
+    monkeypatch.setattr(ahead, "read", meanwhile)
+    new = [new_job(parallel("A", "B"))]
 
-        async def execute(self, statement: Any, *args: Any) -> Any:
-            found = await self._connection.execute(statement, *args)
-            if statement is sql.hold_free_keys():
-                await ledger.submit("B")
-            return found
+    found = await mariadb_store.write(lambda connection: Ahead.found(connection, new, asked()))
 
-    async def ahead(connection: Any) -> Ahead:
-        watched: Any = Meanwhile(connection)
-        return await Ahead.found(watched, [new_job(parallel("A", "B"))], asked())
-
-    assert (await mariadb_store.write(ahead)).keys == {"A"}
+    assert found.keys == {"A"}

@@ -359,7 +359,7 @@ class Day:
 async def test_no_statement_reads_more_than_it_has_to_do_with(full: Full) -> None:
     """Neither the jobs that are over nor those that wait make the next one dearer."""
     async with open_store(full.url) as store:
-        reads = Reads(store, few=FEW)
+        reads = Reads(few=FEW)
         await Day(store, full, reads).pass_by()
 
     assert {read.during for read in reads.all} >= {
@@ -393,7 +393,7 @@ async def test_what_a_task_waits_for_is_found_among_thousands_that_are_done(
                 await connection.exec_driver_sql(
                     f"UPDATE task {done} WHERE job_id = {job} AND seq < 8000 AND seq <> {last}"
                 )
-            reads = Reads(store, few=FEW)
+            reads = Reads(few=FEW)
             with reads.during("explain"):
                 found = (await ledger.reader.situation(behind.id)).open_predecessors
         await engine.dispose()
@@ -409,7 +409,8 @@ async def test_a_statement_that_reads_all_is_found(full: Full) -> None:
         await connection.execute(sa.text("SELECT COUNT(*) FROM task WHERE worker = 'w'"))
 
     async with open_store(full.url) as store:
-        reads = Reads(store, few=FEW)
+        await store.read(careless)  # there is a connection now
+        reads = Reads(few=FEW)
         with reads.during("something"):
             await store.read(careless)
 

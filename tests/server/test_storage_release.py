@@ -1,9 +1,10 @@
 """A task that many wait for lets them go in many transactions, and each of them once."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ from sqlalchemy import event
 
 from dane_core.job import JobId
 from dane_core.states import JobStatus, TaskState
-from dane_server.storage import release
+from dane_server.storage import mariadb, release
 from dane_server.storage.acts import Acts
 from dane_server.storage.doctor import Examiner
 from dane_server.storage.engine import Store
@@ -96,10 +97,26 @@ def _rows_changed(store: Store) -> Iterator[list[int]]:
     event.listen(engine, "after_cursor_execute", count)
     event.listen(engine, "commit", end)
     try:
-        yield changed
+        with patch.object(mariadb.Connection, "keep", lambda *_: False), _rows_of_asked(changed):
+            yield changed
     finally:
         event.remove(engine, "after_cursor_execute", count)
         event.remove(engine, "commit", end)
+
+
+@contextmanager
+def _rows_of_asked(changed: list[int]) -> Iterator[None]:
+    """Count what goes past SQLAlchemy to MariaDB, too."""
+    ask = mariadb.Connection.ask
+
+    async def counting(self: Any, statements: Sequence[str]) -> list[Sequence[Any]]:
+        found = await ask(self, statements)
+        if not statements[-1].startswith("SELECT"):
+            changed[-1] += self._affected_rows
+        return found
+
+    with patch.object(mariadb.Connection, "ask", counting):
+        yield
 
 
 # --- while it lasts ---------------------------------------------------------------------------

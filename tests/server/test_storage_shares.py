@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dane_core.job import JobId
@@ -22,6 +21,7 @@ from dane_server.storage.view import Claim
 from dane_server.storage.writer import Writer
 from tests.server.crash import Holding
 from tests.server.ledger import LEASE, Ledger, answer, new_job, parallel, sequence, started
+from tests.server.wire import trips_of
 
 
 async def change(ledger: Ledger, statement: Any, rows: Sequence[dict[str, Any]] = ()) -> None:
@@ -57,17 +57,11 @@ async def crowd(ledger: Ledger, size: int, *, owner: str = "") -> JobId:
 
 @contextmanager
 def statements(store: Store) -> Iterator[list[str]]:
-    """The statements that are executed in the block."""
+    """The statements that were executed in the block, when it has ended."""
     seen: list[str] = []
-
-    def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        seen.append(statement)
-
-    event.listen(store.engine.sync_engine, "before_cursor_execute", note)
-    try:
+    with trips_of(store) as trips:
         yield seen
-    finally:
-        event.remove(store.engine.sync_engine, "before_cursor_execute", note)
+    seen += [statement for trip in trips for statement in trip]
 
 
 def by_job(claims: Sequence[Claim]) -> Counter[JobId]:

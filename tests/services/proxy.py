@@ -9,8 +9,8 @@ from enum import Enum, auto
 from typing import Final
 from urllib.parse import urlsplit
 
-#: How MariaDB is asked to commit: COM_QUERY, and the word.
-_COMMIT: Final = b"\x03COMMIT"
+#: How MariaDB is asked to commit: by itself, or behind what goes with it.
+_COMMIT: Final = b"COMMIT"
 _PIECES: Final = 10  # in which a second's worth of bytes is passed on, where the rate is limited
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close with a RST and drop what waits
 
@@ -166,7 +166,7 @@ class _Wire:
         if wanted is None:
             return False
         self._having = self._having or wanted in data
-        if _COMMIT in data:
+        if data.endswith(_COMMIT):
             if self._having:
                 self._swallowing, self._proxy.drops_after = True, None
             self._having = False

@@ -10,7 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from dane_core.states import SENT, TaskState
-from dane_server.storage.functions import behind, insert_missing, later, looked_up, now
+from dane_server.storage.functions import among, behind, insert_missing, later, looked_up, now
 from dane_server.storage.statements.keys import keys_in
 from dane_server.storage.tables import (
     BY_OWNER,
@@ -26,9 +26,9 @@ END: Final = 2**63 - 1
 #: Any other index finds all tasks of a state.
 _BY_KEY: Final = "FORCE INDEX (task_ready)"
 
-_IDS: Final[sa.BindParameter[Any]] = sa.bindparam("ids", expanding=True)
+_IDS: Final[sa.BindParameter[Any]] = sa.bindparam("ids")
 _KEY: Final = sa.bindparam("key", type_=sa.String)
-_KEYS: Final[sa.BindParameter[Any]] = sa.bindparam("keys", expanding=True)
+_KEYS: Final[sa.BindParameter[Any]] = sa.bindparam("keys")
 _SECONDS: Final = sa.bindparam("seconds", type_=sa.Float)
 
 
@@ -60,7 +60,7 @@ def hold_keys() -> sa.Select[Any]:
             task_keys.c.next_at,
             now().label("now"),
         )
-        .where(task_keys.c.task_key.in_(_KEYS))
+        .where(among(task_keys.c.task_key, _KEYS))
         .order_by(task_keys.c.task_key)
         .with_for_update()
     )
@@ -85,7 +85,7 @@ def standing_of_keys() -> sa.Select[Any]:
         .limit(1)
     )
     return sa.select(task_keys.c.task_key, sent.scalar_subquery().label("sent")).where(
-        task_keys.c.task_key.in_(_KEYS),
+        among(task_keys.c.task_key, _KEYS),
         sa.not_(task_keys.c.paused),
         task_keys.c.rate.is_(None),
         task_keys.c.concurrency.is_(None),
@@ -128,7 +128,7 @@ def in_flight() -> sa.Select[Any]:
         )
         .with_hint(tasks, _BY_KEY, "mysql")
         .where(
-            tasks.c.state.in_(values_of([*SENT, TaskState.RUNNING])), tasks.c.task_key.in_(_KEYS)
+            tasks.c.state.in_(values_of([*SENT, TaskState.RUNNING])), among(tasks.c.task_key, _KEYS)
         )
         .group_by(tasks.c.task_key, tasks.c.state, tasks.c.owner_id, tasks.c.job_id)
     )
@@ -161,7 +161,7 @@ def standing_of_key() -> sa.Select[int, int, bool]:
 
 @cache
 def weights_of() -> sa.Select[Any]:
-    return sa.select(owners.c.id, owners.c.weight).where(owners.c.id.in_(_IDS))
+    return sa.select(owners.c.id, owners.c.weight).where(among(owners.c.id, _IDS))
 
 
 #: A scalar: a join would lock the job too.
@@ -274,7 +274,7 @@ def sendable() -> sa.Select[Any]:
         sa.select(*CLAIMED, begun_at.is_(None).label("job_not_begun"))
         .with_hint(tasks, "FORCE INDEX (PRIMARY)", "mysql")
         .where(
-            tasks.c.id.in_(_IDS),
+            among(tasks.c.id, _IDS),
             looked_up(tasks.c.state) == TaskState.READY,
             looked_up(tasks.c.due_at) <= now(),
             _job_goes_on(),
@@ -289,7 +289,7 @@ def claim_free() -> sa.Update:
     return (
         sa.update(tasks)
         .where(
-            tasks.c.id.in_(_IDS),
+            among(tasks.c.id, _IDS),
             tasks.c.state.in_(values_of([TaskState.BLOCKED, TaskState.HELD])),
         )
         .values(
@@ -308,7 +308,7 @@ def claim() -> sa.Update:
     """Take ready tasks for sending, under a lease of some `seconds`."""
     return (
         sa.update(tasks)
-        .where(tasks.c.id.in_(_IDS), tasks.c.state == TaskState.READY)
+        .where(among(tasks.c.id, _IDS), tasks.c.state == TaskState.READY)
         .values(state=TaskState.DISPATCHING, dispatch=tasks.c.dispatch + 1, due_at=later(_SECONDS))
     )
 
@@ -317,7 +317,7 @@ def claim() -> sa.Update:
 def start_jobs() -> sa.Update:
     return (
         sa.update(jobs)
-        .where(jobs.c.id.in_(_IDS), jobs.c.started_at.is_(None))
+        .where(among(jobs.c.id, _IDS), jobs.c.started_at.is_(None))
         .values(started_at=now())
     )
 
@@ -327,10 +327,9 @@ def _sent_now() -> sa.ColumnElement[bool]:
 
     The plain ids first, for the sake of the index. A worker may have been quicker.
     """
-    pairs: sa.BindParameter[Any] = sa.bindparam("tickets", expanding=True)
     return sa.and_(
-        tasks.c.id.in_(_IDS),
-        sa.tuple_(tasks.c.id, tasks.c.dispatch).in_(pairs),
+        among(tasks.c.id, _IDS),
+        among(sa.tuple_(tasks.c.id, tasks.c.dispatch), sa.bindparam("tickets")),
         tasks.c.state == TaskState.DISPATCHING,
     )
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from dane_core.states import TaskState
-from dane_server.storage.functions import later, now
+from dane_server.storage.functions import among, later, now
 from dane_server.storage.tables import (
     answers,
     attempts,
@@ -40,7 +40,7 @@ ENDED: Final = (
 )
 
 
-_IDS: Final[sa.BindParameter[Any]] = sa.bindparam("ids", expanding=True)
+_IDS: Final[sa.BindParameter[Any]] = sa.bindparam("ids")
 
 
 def _of_job(column: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
@@ -57,7 +57,7 @@ def answered() -> sa.Select[Any]:
             _of_job(jobs.c.started_at).label("job_started_at"),
             _of_job(jobs.c.id).is_not(None).label("is_living"),
         )
-        .where(tasks.c.id.in_(_IDS))
+        .where(among(tasks.c.id, _IDS))
         .order_by(tasks.c.id)
         .with_for_update()
     )
@@ -94,7 +94,7 @@ def settle(ids: Sequence[int], state: TaskState, values: Mapping[str, Any]) -> s
 def settle_alike(columns: frozenset[str]) -> sa.Update:
     """The same, of tasks that get the same values in these columns."""
     values = {name: sa.bindparam(f"new_{name}", type_=tasks.c[name].type) for name in columns}
-    return sa.update(tasks).where(tasks.c.id.in_(_IDS)).values(values)
+    return sa.update(tasks).where(among(tasks.c.id, _IDS)).values(values)
 
 
 def new(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,8 +107,9 @@ def add_attempts() -> sa.Insert:
     return sa.insert(attempts)
 
 
-def drop_answers(ids: Sequence[int]) -> sa.Delete:
-    return sa.delete(answers).where(answers.c.task_id.in_(ids))
+@cache
+def drop_answers() -> sa.Delete:
+    return sa.delete(answers).where(among(answers.c.task_id, _IDS))
 
 
 @cache
@@ -116,9 +117,11 @@ def add_answers() -> sa.Insert:
     return sa.insert(answers)
 
 
-def learn_type(job_id: int, media_type: str) -> sa.Update:
-    """The type DOWNLOAD found, where the submitter gave none."""
-    return sa.update(jobs).where(jobs.c.id == job_id, jobs.c.type.is_(None)).values(type=media_type)
+@cache
+def learn_type() -> sa.Update:
+    """The type DOWNLOAD `found`, where the submitter of the `job` gave none."""
+    own = jobs.c.id == sa.bindparam("job")
+    return sa.update(jobs).where(own, jobs.c.type.is_(None)).values(type=sa.bindparam("found"))
 
 
 @cache
@@ -131,6 +134,6 @@ def shift_counts(names: frozenset[str]) -> sa.Update:
     finished = {jobs.c.finished_at: sa.case((active == 0, now()), else_=None)}
     return (
         sa.update(jobs)
-        .where(jobs.c.id.in_(_IDS))
+        .where(among(jobs.c.id, _IDS))
         .ordered_values(*finished.items(), *columns.items())
     )

@@ -10,7 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from dane_core.states import TaskState
-from dane_server.storage.functions import now
+from dane_server.storage.functions import among, now
 from dane_server.storage.statements.dispatch import CLAIMED
 from dane_server.storage.tables import (
     answers,
@@ -21,7 +21,7 @@ from dane_server.storage.tables import (
     tasks,
 )
 
-_IDS: Final[sa.BindParameter[Any]] = sa.bindparam("ids", expanding=True)
+_IDS: Final[sa.BindParameter[Any]] = sa.bindparam("ids")
 
 
 _OTHERS: Final = tasks.alias("other")
@@ -59,11 +59,12 @@ def _node(predecessors: Any, first: Any) -> sa.Select[Any]:
 
 
 def _successors(*conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    # Grouped, they are read before anything is locked, and no edge is.
     waiting = (
         sa.select(
             edges.c.dst, sa.func.count().label("number"), sa.func.min(edges.c.src).label("first")
         )
-        .where(edges.c.src.in_(_IDS), *conditions)
+        .where(among(edges.c.src, _IDS), *conditions)
         .group_by(edges.c.dst)
         .subquery()
     )
@@ -82,6 +83,14 @@ def successors() -> sa.Select[Any]:
 
 
 @cache
+def only_successors() -> sa.Select[Any]:
+    """The same, of those of these nodes that let one successor go, and for the first time."""
+    before = tasks.alias("before")
+    lets_one_go = sa.select(sa.and_(before.c.fanout == 1, sa.not_(before.c.released)))
+    return _successors(lets_one_go.where(before.c.id == edges.c.src).scalar_subquery())
+
+
+@cache
 def reopened_successors() -> sa.Select[Any]:
     return _successors(edges.c.reopened)
 
@@ -89,7 +98,7 @@ def reopened_successors() -> sa.Select[Any]:
 @cache
 def nodes() -> sa.Select[Any]:
     """These nodes, each waiting for one of its predecessors; locked in the order of their ids."""
-    return _node(sa.literal(1), sa.null()).where(tasks.c.id.in_(_IDS)).with_for_update()
+    return _node(sa.literal(1), sa.null()).where(among(tasks.c.id, _IDS)).with_for_update()
 
 
 def close_edges(ids: Sequence[int]) -> sa.Update:
@@ -106,7 +115,7 @@ def reopen_edges(pairs: Sequence[tuple[int, int]]) -> sa.Update:
 def wait_for_fewer() -> sa.Update:
     """Some predecessors of these nodes are done: `number` of each."""
     fewer = tasks.c.pending - sa.bindparam("number", type_=sa.Integer)
-    return sa.update(tasks).where(tasks.c.id.in_(_IDS)).values(pending=fewer)
+    return sa.update(tasks).where(among(tasks.c.id, _IDS)).values(pending=fewer)
 
 
 def wait_for_more(ids: Sequence[int], change: int) -> sa.Update:
@@ -123,7 +132,7 @@ def pass_joins() -> sa.Update:
     """Joins that wait for nothing any more let go what waits for them."""
     return (
         sa.update(tasks)
-        .where(tasks.c.id.in_(_IDS))
+        .where(among(tasks.c.id, _IDS))
         .values(state=TaskState.SUCCEEDED, pending=0, released=True)
     )
 
@@ -133,7 +142,7 @@ def make_ready() -> sa.Update:
     """Locked tasks that wait for nothing any more may be sent."""
     return (
         sa.update(tasks)
-        .where(tasks.c.id.in_(_IDS))
+        .where(among(tasks.c.id, _IDS))
         .values(state=TaskState.READY, pending=0, due_at=now(), message=None)
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dane_server.storage.functions import insert_missing, now
+from dane_server.storage.functions import among, insert_missing, now
 from dane_server.storage.tables import (
     NAMELESS,
     edges,
@@ -30,8 +30,11 @@ def request_keys(keys: Sequence[str]) -> sa.Select[Any]:
     )
 
 
-def settle_request_key(key: str, job_id: int) -> sa.Update:
-    return sa.update(once).where(once.c.request_key == key).values(job_id=job_id)
+@cache
+def settle_request_key() -> sa.Update:
+    """The request with this `key` is answered with this `job`."""
+    own = once.c.request_key == sa.bindparam("key")
+    return sa.update(once).where(own).values(job_id=sa.bindparam("job"))
 
 
 def drop_request_keys(keys: Sequence[str]) -> sa.Delete:
@@ -48,7 +51,7 @@ def source_urls() -> sa.Select[Any]:
     """Where these sources (`source_ids`) are; held so that deleting a job cannot forget them."""
     return (
         sa.select(sources.c.source_id, sources.c.source_url)
-        .where(sources.c.source_id.in_(sa.bindparam("source_ids", expanding=True)))
+        .where(among(sources.c.source_id, sa.bindparam("source_ids")))
         .with_for_update(read=True)
     )
 
