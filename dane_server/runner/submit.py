@@ -28,6 +28,8 @@ _TASKS_TOGETHER: Final = 5000
 #: after one more for so many rows of it, which even a busy database writes in that time.
 _LONGEST: Final = 30.0
 _ROWS_IN_A_SECOND: Final = 1000
+#: What is handed over is on the wire after so many turns of the event loop.
+_TURNS_TO_SEND: Final = 3
 #: After a commit that was not acknowledged, seconds in which the store may come back.
 _PATIENCE: Final = 10.0
 _PAUSE: Final = 0.25
@@ -207,7 +209,11 @@ class Submissions:
     async def _store(self, batch: Sequence[_Waiting]) -> None:
         began = Moment()
         stored = await self._writer.store_jobs([new for new, _ in batch], self._claiming())
-        self._hand_over(stored, began)
+        if self._hand_over(stored, began):
+            # They leave before the answers are written, which takes as long; but nobody waits for
+            # the broker to take them.
+            for _ in range(_TURNS_TO_SEND):
+                await asyncio.sleep(0)
         for (_, outcome), result in zip(batch, stored, strict=True):
             if not outcome.done():
                 outcome.set_result(result)
@@ -217,16 +223,17 @@ class Submissions:
     def _claiming(self) -> Claiming | None:
         return None if self._sender is None else self._sender.claiming()
 
-    def _hand_over(self, stored: Sequence[_Outcome], began: Moment) -> None:
-        """Have sent what was claimed, and what would find a queue by now."""
+    def _hand_over(self, stored: Sequence[_Outcome], began: Moment) -> bool:
+        """Have sent what was claimed, and what would find a queue by now; whether there was any."""
         if self._sender is None:
-            return
+            return False
         submitted = [one for one in stored if isinstance(one, Submitted)]
         claims = [claim for one in submitted for claim in one.claims]
         urgent_first = sorted(claims, key=lambda claim: (-claim.priority, claim.task_id))
         with _although_stored():
             self._sender.hand_over(urgent_first, began)
             self._sender.note_unrouted(frozenset().union(*(one.unrouted for one in submitted)))
+        return bool(claims)
 
     async def _see_to(self, stored: Sequence[_Outcome]) -> None:
         """Have looked for what was not claimed, and send what was claimed before a stop."""

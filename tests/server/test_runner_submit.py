@@ -311,6 +311,32 @@ async def test_what_cannot_be_sent_at_once_is_rung_for(ledger: Ledger) -> None:
     assert bell.rings == 1
 
 
+class Sending(Desk):
+    """Has what is handed over on the wire some turns of the event loop later, as a dispatcher."""
+
+    sent = False
+
+    def hand_over(self, claims: Sequence[Claim], claimed: Moment) -> None:
+        super().hand_over(claims, claimed)
+        self.sending = asyncio.create_task(self._send())
+
+    async def _send(self) -> None:
+        for _ in range(2):  # the message is made, and written
+            await asyncio.sleep(0)
+        self.sent = True
+
+
+async def test_what_can_be_sent_leaves_before_its_job_is_answered(ledger: Ledger) -> None:
+    """To write the answer takes as long as to send; the worker would wait for it."""
+    await ledger.acts.resume_key("A")
+    desk, entrance = Sending(), submissions(ledger)
+    entrance.send_by(desk)
+
+    await entrance.submit(spec("A"))
+
+    assert desk.sent
+
+
 @pytest.mark.parametrize("where", ["hand_over", "note_unrouted", "see_off"])
 @pytest.mark.parametrize("fault", [ExchangeUnreachable("cut"), RuntimeError("a bug")], ids=repr)
 async def test_a_stored_job_is_accepted_once_though_it_could_not_be_sent(
