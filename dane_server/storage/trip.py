@@ -5,7 +5,7 @@ with it. MariaDB does them in their order, and nothing that comes behind one tha
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import sqlalchemy as sa
 from asyncmy.errors import Error
@@ -84,11 +84,12 @@ async def _ask(
         return await driver.ask(statements)
     except BaseException as fault:
         # Lost, or closed by the driver as its answer was not waited for: nobody is to have it next.
-        if lost := not driver.connected:
+        dialect, said = connection.dialect, cast("Any", fault)
+        lost = not driver.connected or dialect.is_disconnect(said, None, None)
+        if lost:
             await connection.invalidate(fault)
         if not isinstance(fault, Error):
             raise
-        dialect = connection.dialect
         base = dialect.loaded_dbapi.Error
         text = AND.join(statements)[:_SHOWN]
         raise DBAPIError.instance(

@@ -205,6 +205,26 @@ async def test_a_question_that_is_given_up_leaves_no_dead_connection(on_mariadb:
     assert len(await all_words(on_mariadb)) == 10
 
 
+async def test_a_connection_that_is_lost_under_a_question_is_worth_another(
+    mariadb_url: str,
+) -> None:
+    tries = 0
+    nap = sa.select(sa.func.sleep(5))
+
+    async with proxy_to(mariadb_url) as proxy, open_store(proxy.url) as store:
+
+        async def unit(connection: AsyncConnection) -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                asyncio.get_running_loop().call_later(0.1, proxy.cut)
+                await read(connection, nap, {})
+
+        await store.write(unit)
+
+    assert tries == 2
+
+
 async def test_connections_that_were_all_cut_cost_a_unit_nothing(
     mariadb_url: str, on_mariadb: Store
 ) -> None:
