@@ -118,9 +118,10 @@ async def test_what_was_claimed_as_it_was_stored_is_published_by_another(rig: Ri
 async def _posted_until_it_crashes(rig: Rig, doomed: Process) -> list[str]:
     """Jobs by name and key. One is not claimed as it is stored while somebody holds its key."""
     posted: list[str] = []
-    while doomed.alive:
-        posted.append(f"claimed-{len(posted)}")
-        await rig.try_post(job(posted[-1]), key=posted[-1], server=doomed)
+    async with asyncio.timeout(60):
+        while doomed.alive:
+            posted.append(f"claimed-{len(posted)}")
+            await rig.try_post(job(posted[-1]), key=posted[-1], server=doomed)
     await doomed.crashed()
     return posted
 

@@ -269,10 +269,6 @@ async def test_what_waits_is_forgotten_with_its_transaction(on_mariadb: Store) -
     for _ in range(6):  # more than there are connections
         with pytest.raises(StoreUnreachable):
             await on_mariadb.write(failing)
-
-    async def unit(connection: AsyncConnection) -> None:
-        await defer(connection, add, row(2, "b"))
-
     await asyncio.gather(*[on_mariadb.write(_other(number)) for number in range(2, 8)])
 
     assert [number for number, _ in await all_words(on_mariadb)] == [*range(2, 8)]
